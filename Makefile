@@ -1,0 +1,48 @@
+# Two commands do the work: `make repro` (the default study) and `make test`.
+PYTHON ?= python3
+JOBS ?= 1
+VENV := .venv
+BIN := $(abspath $(VENV)/bin)
+export PATH := $(BIN):$(PATH)
+STUDY := .
+CELLS := ^(train|adapt|evaluate|robustness)[a-z_]*@
+THREADS = $(shell expr \( $$(nproc) + $(JOBS) - 1 \) / $(JOBS))
+
+.PHONY: repro study test lint bench clean lock
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# Independent cells run JOBS at a time and share the cores; the plain repro at the end does what is left.
+repro: $(VENV)/installed
+ifneq ($(JOBS),1)
+	cd $(STUDY) && dvc repro $$(dvc stage list --name-only | grep -vE '$(CELLS)|^report$$')
+	cd $(STUDY) && for stage in 'train|train_content|adapt' 'evaluate[a-z_]*' 'robustness[a-z_]*'; do \
+	  dvc stage list --name-only | grep -E "^($$stage)@" | OMP_NUM_THREADS=$(THREADS) \
+	    xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done
+endif
+	cd $(STUDY) && dvc repro
+	@echo "Open $(STUDY)/reports/index.html"
+
+study: $(VENV)/installed
+	@test -n "$(NAME)" || { echo "say which: make study NAME=sequences ($(notdir $(wildcard studies/*)))"; exit 2; }
+	@test -f studies/$(NAME)/params.yaml || { echo "studies/$(NAME)/params.yaml: not found"; exit 2; }
+	$(MAKE) --no-print-directory repro STUDY=studies/$(NAME) JOBS=$(JOBS)
+
+test: $(VENV)/installed
+	python -m pytest -q
+
+lint: $(VENV)/installed
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+bench: $(VENV)/installed
+	python benchmarks/sasrec_speed.py
+
+clean:
+	rm -rf $(VENV) .scratch .pytest_cache .mypy_cache .ruff_cache build *.egg-info

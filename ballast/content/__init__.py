@@ -1,0 +1,1 @@
+"""Raw content (text, pictures, prices) to vectors."""

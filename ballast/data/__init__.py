@@ -1,0 +1,1 @@
+"""Tables, readers, splits and the ragged sequence store."""

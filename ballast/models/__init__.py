@@ -1,0 +1,1 @@
+"""Backbones, losses, methods and the one training loop."""

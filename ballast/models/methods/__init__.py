@@ -1,0 +1,1 @@
+"""Methods, one file each; the registry finds them by the file's name."""

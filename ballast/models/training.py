@@ -1,0 +1,180 @@
+"""The only gradient loop: early stopping on validation NDCG@10, best checkpoint, resume after a kill."""
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ballast.data.sequences import SequenceStore, training_batches
+from ballast.errors import BallastError
+from ballast.evaluation.ranking import ndcg_at, rank_targets
+from ballast.models.method import Method
+from ballast.params import TrainingParams
+from ballast.reproducibility import atomic_path, generator, seed_dropout
+
+# A checkpoint costs a write of the whole state: at most one in this many seconds.
+CHECKPOINT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out items, one a row of `store`, whose items are the histories before them."""
+
+    store: SequenceStore
+    targets: Tensor
+    batch_size: int = 512
+
+    def ndcg(self, method: Method) -> float:
+        """NDCG@10 over the full catalogue, history masked."""
+        return ndcg_at(rank_targets(method, self.store, self.targets, self.batch_size).rank)
+
+
+@dataclass
+class Progress:
+    """What a run has done so far; saved in each checkpoint and, in part, in the cell."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_ndcg: float = -1.0
+    training_seconds: float = 0.0
+    seconds: float = 0.0
+    targets: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def is_over(self, params: TrainingParams) -> bool:
+        return self.epoch >= params.max_epochs or self.epoch - self.best_epoch >= params.patience
+
+    def summary(self) -> dict[str, Any]:
+        """The cell's account of the run; seconds include validation, seconds_per_epoch do not."""
+        return {
+            "epochs": self.epoch,
+            "best_epoch": self.best_epoch,
+            "valid_ndcg@10": self.best_ndcg,
+            "seconds": round(self.seconds, 2),
+            "seconds_per_epoch": round(self.training_seconds / max(1, self.epoch), 3),
+            "targets_per_second": round(self.targets / max(1e-9, self.training_seconds)),
+            "history": self.history,
+        }
+
+
+def fit(
+    method: Method,
+    store: SequenceStore,
+    validation: Validation,
+    params: TrainingParams,
+    seed: int,
+    checkpoint: Path | None = None,
+    on_epoch: Callable[[Progress], bool] | None = None,
+    label: str = "",
+) -> Progress:
+    """Train `method` in place and leave it with the weights of its best validation epoch.
+
+    Every epoch draws its batches, negatives and dropout from generators named after the seed and the
+    epoch, so a run resumed from `checkpoint` ends with the very weights of an undisturbed one.
+    `on_epoch` is called after each validation; it ends the run by returning True. Raises BallastError
+    when the loss is no longer finite.
+    """
+    optimizer = torch.optim.Adam(
+        method.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
+    )
+    progress, best = Progress(), copy.deepcopy(method.state_dict())
+    if checkpoint is not None and checkpoint.exists():
+        progress, best = _resume(checkpoint, method, optimizer)
+    saved_at = time.monotonic()
+    bar = tqdm(total=params.max_epochs, initial=progress.epoch, desc=label, unit="epoch", disable=None)
+    while not progress.is_over(params):
+        started = time.monotonic()
+        loss, targets = _train_epoch(method, optimizer, store, params, seed, progress.epoch)
+        trained = time.monotonic()
+        ndcg = validation.ndcg(method.eval())
+        progress.epoch += 1
+        progress.targets += targets
+        progress.training_seconds += trained - started
+        progress.seconds += time.monotonic() - started
+        progress.history.append({"epoch": progress.epoch, "loss": loss, "valid_ndcg@10": ndcg,
+                                 "seconds": round(progress.seconds, 3)})  # fmt: skip
+        if ndcg > progress.best_ndcg:
+            progress.best_ndcg, progress.best_epoch = ndcg, progress.epoch
+            best = copy.deepcopy(method.state_dict())
+        bar.update()
+        bar.set_postfix(loss=f"{loss:.3f}", ndcg=f"{ndcg:.4f}", best=f"{progress.best_ndcg:.4f}")
+        if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+            _save(checkpoint, method, optimizer, progress, best)
+            saved_at = time.monotonic()
+        if on_epoch is not None and on_epoch(progress):
+            break
+    bar.close()
+    method.load_state_dict(best)
+    method.eval()
+    return progress
+
+
+def _train_epoch(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    store: SequenceStore,
+    params: TrainingParams,
+    seed: int,
+    epoch: int,
+) -> tuple[float, int]:
+    """One pass over all users; the mean loss a target, and the number of targets."""
+    device = store.items.device
+    seed_dropout(seed, "dropout", epoch)
+    negatives = generator(seed, "negatives", epoch, device=device)
+    order = generator(seed, "batches", epoch)
+    method.train()
+    # Sums stay on the device: reading a loss at every step would make a GPU wait for the host.
+    total, count = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    for batch in training_batches(store, params.batch_size, method.max_len, order):
+        optimizer.zero_grad(set_to_none=True)
+        with _autocast(device, params.precision):
+            loss = method.training_step(batch, negatives)["loss"]
+        loss.backward()
+        optimizer.step()
+        assert batch.targets is not None
+        here = (batch.targets != 0).sum()
+        total += loss.detach() * here
+        count += here
+    mean = float(total) / max(1, int(count))
+    if not math.isfinite(mean):
+        raise BallastError(
+            f"the training loss is not finite in epoch {epoch + 1}: lower training.learning_rate"
+        )
+    return mean, int(count)
+
+
+def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Matrix products in bfloat16; weights, sums, norms and the optimiser stay in float32."""
+    if precision == "bfloat16" or device.type == "cuda":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def _save(
+    path: Path, method: Method, optimizer: torch.optim.Optimizer, progress: Progress, best: dict[str, Tensor]
+) -> None:
+    state = {
+        "method": method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(progress),
+        "best": best,
+    }
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _resume(
+    path: Path, method: Method, optimizer: torch.optim.Optimizer
+) -> tuple[Progress, dict[str, Tensor]]:
+    state = torch.load(path, map_location=next(method.parameters()).device, weights_only=True)
+    method.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"]), state["best"]

@@ -1,0 +1,307 @@
+"""params.yaml as frozen records: an unknown or mistyped key is an error at load."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ballast.errors import BallastError
+from ballast.strict import Strict, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyParams(Strict):
+    """What the study is called, and the question it answers."""
+
+    name: str
+    title: str
+    question: str = ""
+    is_simulated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileParams(Strict):
+    """One raw file.
+
+    `url` is where it is downloaded; with `member` the url is a zip archive that holds the file under
+    that name. `sha256` is of the file itself. `alternatives` are other names it may have in a mirror or
+    a local folder (such as a compressed copy, whose hash is not checked: the reader decompresses it).
+    """
+
+    name: str
+    sha256: str | None = None
+    url: str | None = None
+    member: str | None = None
+    alternatives: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderParams(Strict):
+    """A folder of raw files, such as pictures, that is copied as it is."""
+
+    name: str
+    is_optional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceParams(Strict):
+    """Where a dataset's raw files come from.
+
+    Looked up in this order: `path` (a local folder, relative to the study), `$BALLAST_MIRROR/<collection>`,
+    each file's url. With `simulated` nothing is read: the shop is generated from these settings.
+    `manual` tells a person what to download where no url can.
+    """
+
+    files: list[FileParams] = field(default_factory=list)
+    folders: list[FolderParams] = field(default_factory=list)
+    collection: str | None = None
+    path: str | None = None
+    manual: str = ""
+    simulated: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterParams(Strict):
+    """k-core: users and items with fewer interactions go, again and again until none is left.
+
+    `is_iterated` False applies each threshold once, items first.
+    """
+
+    min_user_interactions: int = 5
+    min_item_interactions: int = 1
+    is_iterated: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitParams(Strict):
+    """`leave_one_out`: last item test, the one before validation. `global_time`: the last
+    `test_share` of the time line is test, the `valid_share` before it validation."""
+
+    kind: Literal["leave_one_out", "global_time"] = "leave_one_out"
+    valid_share: float = 0.1
+    test_share: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetParams(Strict):
+    """One dataset: its source, reader, filter, split and seeds, with its terms of use."""
+
+    label: str
+    terms: str
+    source: SourceParams
+    reader: dict[str, Any]
+    seeds: list[int]
+    filter: FilterParams = field(default_factory=FilterParams)
+    split: SplitParams = field(default_factory=SplitParams)
+    expected: dict[str, int] = field(default_factory=dict)
+    is_simulated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingParams(Strict):
+    """Optimisation of a gradient method; early stopping is on validation NDCG@10, always.
+
+    `precision` is that of the matrix products in training (a GPU always takes bfloat16): several times
+    faster on processors that have bfloat16 instructions, slower on those that do not.
+    """
+
+    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    max_epochs: int = 200
+    patience: int = 10
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodParams(Strict):
+    """One row of the study: `method` names a file in ballast/models/methods, `model` is its Config.
+
+    `pool` is for transfer methods: the pooled source domains it is pre-trained on.
+    """
+
+    label: str
+    method: str
+    model: dict[str, Any] = field(default_factory=dict)
+    training: TrainingParams = field(default_factory=TrainingParams)
+    pool: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferParams(Strict):
+    """Pools of source domains for pre-training (pool name to datasets), and the targets adapted to."""
+
+    pools: dict[str, list[str]] = field(default_factory=dict)
+    targets: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationParams(Strict):
+    """Full ranking: list length kept, and users scored at a time."""
+
+    topk: int = 20
+    batch_size: int = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessParams(Strict):
+    """History corruption at test time, on one fixed sample of users, the same for every method."""
+
+    users: int = 2000
+    seed: int = 0
+    kinds: list[str] = field(default_factory=lambda: ["insert", "replace", "delete", "shuffle"])
+    budgets: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.2, 0.3, 0.5])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportParams(Strict):
+    """Resampling for intervals and tests, and the published numbers to compare with."""
+
+    bootstrap_draws: int = 2000
+    seed: int = 0
+    baseline: str = "sasrec"
+    calibration: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params(Strict):
+    """Everything in a study's params.yaml. `cells` holds what differs for one dataset and method."""
+
+    root: str
+    study: StudyParams
+    datasets: dict[str, DatasetParams]
+    targets: list[str]
+    content_datasets: list[str]
+    features: dict[str, dict[str, Any]]
+    methods: dict[str, MethodParams]
+    content_methods: dict[str, MethodParams]
+    transfer_methods: dict[str, MethodParams]
+    transfer: TransferParams
+    cells: dict[str, dict[str, dict[str, Any]]]
+    evaluation: EvaluationParams
+    robustness: RobustnessParams
+    report: ReportParams
+
+    def grid(self) -> list[tuple[str, str]]:
+        """(dataset, method) of every cell that the report must have."""
+        cells = [(d, m) for d in self.targets for m in (*self.methods, *self.content_methods)]
+        return cells + [(d, m) for d in self.transfer.targets for m in self.transfer_methods]
+
+    def all_methods(self) -> dict[str, MethodParams]:
+        """Method id to its block, without what single cells change."""
+        return {**self.methods, **self.content_methods, **self.transfer_methods}
+
+    def cell(self, dataset: str, method: str) -> MethodParams:
+        """The method's block as it holds on this dataset: `cells.<dataset>.<method>` merged in."""
+        base = self.all_methods().get(method)
+        if base is None:
+            raise BallastError(
+                f"params.yaml: unknown method '{method}'; known: {', '.join(self.all_methods())}"
+            )
+        change = self.cells.get(dataset, {}).get(method)
+        if change is None:
+            raise BallastError(
+                f"params.yaml: cells.{dataset}.{method} is missing: "
+                f"write `{method}: {{}}` under cells.{dataset}"
+            )
+        block = {
+            "label": base.label,
+            "method": base.method,
+            "model": base.model,
+            "training": vars(base.training),
+            "pool": base.pool,
+        }
+        return parse(MethodParams, _merged(block, change), f"params.yaml: cells.{dataset}.{method}")
+
+
+def load(path: Path) -> Params:
+    """Read and check a params.yaml; raises BallastError naming the key of the first problem."""
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise BallastError(
+            f"{path}: not found; run from a study's folder (the one with params.yaml)"
+        ) from None
+    except yaml.YAMLError as error:
+        raise BallastError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    params = parse(Params, data, str(path))
+    _check(params)
+    return params
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number, as YAML 1.2 and DVC do, and refuses a repeated key."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key '{key}' is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `change` laid over it, mappings merged key by key."""
+    result = dict(base)
+    for key, value in change.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        # A component named anew (another loss, another backbone) does not keep the old one's settings.
+        renamed = both and "name" in value and value["name"] != result[key].get("name")
+        result[key] = _merged(result[key], value) if both and not renamed else value
+    return result
+
+
+def _check(params: Params) -> None:
+    known = set(params.datasets)
+    for key, names in [
+        ("targets", params.targets),
+        ("content_datasets", params.content_datasets),
+        *((f"transfer.pools.{pool}", sources) for pool, sources in params.transfer.pools.items()),
+        ("transfer.targets", params.transfer.targets),
+    ]:
+        for name in names:
+            if name not in known:
+                raise BallastError(
+                    f"params.yaml: {key}: unknown dataset '{name}'; known: {', '.join(sorted(known))}"
+                )
+    for name, dataset in params.datasets.items():
+        if not dataset.seeds or len(set(dataset.seeds)) != len(dataset.seeds):
+            raise BallastError(
+                f"params.yaml: datasets.{name}.seeds: give one or more different whole numbers"
+            )
+        if "name" not in dataset.reader:
+            raise BallastError(f"params.yaml: datasets.{name}.reader: say which, such as `name: tabular`")
+    for place, methods in params.cells.items():
+        for method in methods:
+            if place not in known:
+                raise BallastError(
+                    f"params.yaml: cells.{place}: unknown dataset; known: {', '.join(sorted(known))}"
+                )
+            if method not in params.all_methods():
+                raise BallastError(f"params.yaml: cells.{place}.{method}: unknown method")
+    for place, method in params.grid():
+        params.cell(place, method)
+    for name, method_params in params.transfer_methods.items():
+        if method_params.pool not in params.transfer.pools:
+            raise BallastError(
+                f"params.yaml: transfer_methods.{name}.pool: unknown pool {method_params.pool!r}; "
+                f"known: {', '.join(params.transfer.pools)}"
+            )
+    for budget in params.robustness.budgets:
+        if not (math.isfinite(budget) and 0 <= budget <= 1):
+            raise BallastError(f"params.yaml: robustness.budgets: {budget} is not a share between 0 and 1")

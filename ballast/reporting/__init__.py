@@ -1,0 +1,1 @@
+"""Functions of DataFrames: tables, figures, the page."""

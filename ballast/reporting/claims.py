@@ -1,0 +1,114 @@
+"""Claims as data: what the study was expected to show, and whether its tests bear it out."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Literal
+
+import pandas as pd
+
+from ballast.params import Params
+from ballast.reporting.results import HEADLINE, Results
+
+Verdict = Literal["holds", "fails", "undecided"]
+REFERENCES = ("popularity", "item-knn")
+CONTENT = "feature-knn"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`method_a` is better than `method_b` on `metric`; `evidence` quotes the tests it rests on.
+
+    fails means that the opposite was shown; undecided, that neither was.
+    """
+
+    text: str
+    dataset: str
+    method_a: str
+    method_b: str
+    metric: str
+    verdict: Verdict
+    evidence: str
+
+
+def find(pairs: pd.DataFrame, dataset: str, a: str, b: str, users_with: str = "all targets") -> pd.Series:
+    """The test of `a` against `b`, turned round where it was recorded as `b` against `a`."""
+    rows = pairs[(pairs["dataset"] == dataset) & (pairs["users_with"] == users_with)]
+    same = rows[(rows["method_a"] == a) & (rows["method_b"] == b)]
+    if len(same):
+        return same.iloc[0]
+    row = rows[(rows["method_a"] == b) & (rows["method_b"] == a)].iloc[0].copy()
+    row[["method_a", "method_b", "mean_a", "mean_b"]] = [a, b, row["mean_b"], row["mean_a"]]
+    for low, high in [("low", "high"), ("seed_low", "seed_high")]:
+        row[low], row[high] = -row[high], -row[low]
+    row["difference"] = -row["difference"]
+    row["relative"] = row["difference"] / row["mean_b"] if row["mean_b"] else float("nan")
+    row["verdict"] = {"better": "worse", "worse": "better"}.get(row["verdict"], "undecided")
+    return row
+
+
+def default_claims(results: Results, params: Params) -> list[Claim]:
+    """Each method against popularity, item-knn and the baseline; order and cold items where they apply."""
+    claims = []
+    labels = {name: block.label for name, block in params.all_methods().items()}
+    for dataset, group in results.accuracy.groupby("dataset", sort=False):
+        methods = list(group["method"])
+        place = params.datasets[str(dataset)].label
+        for reference in dict.fromkeys([*REFERENCES, params.report.baseline]):
+            for method in methods if reference in methods else []:
+                if method != reference and not (method in REFERENCES and reference == params.report.baseline):
+                    text = f"{labels[method]} ranks better than {labels[reference]} on {place}"
+                    claims.append(_claim(text, [find(results.pairs, str(dataset), method, reference)]))
+        if params.datasets[str(dataset)].is_simulated:
+            claims += _order(
+                results.pairs, str(dataset), place, [params.report.baseline, *REFERENCES[::-1]], methods
+            )
+        claims += _cold(results.pairs, str(dataset), place, labels)
+    return claims
+
+
+def _order(
+    pairs: pd.DataFrame, dataset: str, place: str, chain: list[str], methods: list[str]
+) -> list[Claim]:
+    if not set(chain) <= set(methods):
+        return []
+    tests = [find(pairs, dataset, a, b) for a, b in pairwise(chain)]
+    return [_claim(f"Sequence beats co-occurrence beats popularity on {place}", tests)]
+
+
+def _cold(pairs: pd.DataFrame, dataset: str, place: str, labels: dict[str, str]) -> list[Claim]:
+    rows = pairs[(pairs["dataset"] == dataset) & (pairs["users_with"] == "cold targets")]
+    if rows.empty:
+        return []
+    text = f"{labels[CONTENT]} ranks cold items (0-2 training interactions) best on {place}"
+    return [_claim(text, [row for _, row in rows.iterrows()])]
+
+
+def _claim(text: str, tests: list[pd.Series]) -> Claim:
+    verdicts = [test["verdict"] for test in tests]
+    if all(verdict == "better" for verdict in verdicts):
+        verdict: Verdict = "holds"
+    else:
+        verdict = "fails" if "worse" in verdicts else "undecided"
+    first, others = tests[0], list(dict.fromkeys(test["method_b"] for test in tests))
+    evidence = "; ".join(quote(test) for test in tests)
+    return Claim(text, first["dataset"], first["method_a"], " ".join(others), HEADLINE, verdict, evidence)
+
+
+def quote(test: pd.Series) -> str:
+    """One test in a line."""
+    return (
+        f"{test['method_a']} {test['mean_a']:.4f} against {test['method_b']} {test['mean_b']:.4f}, "
+        f"difference {test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}], "
+        f"adjusted p {_p(test['p_holm'])}, n {test['users']:,}, seeds {test['seeds'] or 'none needed'}: "
+        f"{test['verdict']}"
+    )
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def as_frame(claims: Iterable[Claim]) -> pd.DataFrame:
+    """A row a claim."""
+    return pd.DataFrame([asdict(claim) for claim in claims], columns=list(Claim.__dataclass_fields__))

@@ -1,0 +1,194 @@
+"""What a study recorded, and the checks that it is whole, finite and made with today's settings."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ballast.errors import BallastError
+from ballast.params import Params
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All that was recorded of one method on one dataset.
+
+    ranks and robustness: the tables of those names. train, evaluate, robustness_record: the JSON cells.
+    """
+
+    dataset: str
+    method: str
+    ranks: pd.DataFrame
+    robustness: pd.DataFrame
+    train: dict[str, Any]
+    evaluate: dict[str, Any]
+    robustness_record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """As the cell is called in messages and file names."""
+        return f"{self.dataset}--{self.method}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All cells of a study's grid.
+
+    datasets: statistics of the prepared tables by dataset. deterministic: methods that have no
+    training steps, and so one seed.
+    """
+
+    params: Params
+    cells: dict[tuple[str, str], Cell]
+    datasets: dict[str, dict[str, Any]]
+    deterministic: frozenset[str]
+
+    def of(self, dataset: str) -> list[Cell]:
+        """The dataset's cells in the order of params.yaml."""
+        return [cell for (name, _), cell in self.cells.items() if name == dataset]
+
+    def names(self) -> list[str]:
+        """Datasets in the order of the grid."""
+        return list(dict.fromkeys(dataset for dataset, _ in self.cells))
+
+
+def check(evidence: Evidence) -> None:
+    """Raise BallastError naming the first cell that is stale, incomplete, not finite or not comparable."""
+    for cell in evidence.cells.values():
+        _check_settings(cell, evidence.params)
+        _check_seeds(cell, _expected_seeds(cell, evidence))
+        _check_finite(cell)
+    for dataset in evidence.names():
+        cells = evidence.of(dataset)
+        for cell in cells:
+            _check_comparable(cell, cells[0])
+
+
+def _rerun(stage: str, cell: Cell) -> str:
+    return f"run `dvc repro`, which makes the {stage} stage of {cell.name} anew"
+
+
+def _check_settings(cell: Cell, params: Params) -> None:
+    expected = {
+        "train": (cell.train, dataclasses.asdict(params.cell(cell.dataset, cell.method))),
+        "robustness": (cell.robustness_record, dataclasses.asdict(params.robustness)),
+    }
+    for stage, (record, wanted) in expected.items():
+        key = _first_difference(record.get("config"), json.loads(json.dumps(wanted)))
+        if key is not None:
+            raise BallastError(
+                f"cell {cell.name}: stale: its {stage} record was made with another '{key}' than params.yaml "
+                f"has; {_rerun(stage, cell)}"
+            )
+    for frame, stage in [(cell.ranks, "evaluate"), (cell.robustness, "robustness")]:
+        for column in ("dataset", "method"):
+            found = {str(name) for name in frame[column].unique()}
+            if found != {getattr(cell, column)}:
+                raise BallastError(
+                    f"cell {cell.name}: its {stage} table has {column} {sorted(found)}; {_rerun(stage, cell)}"
+                )
+    kinds = set(cell.robustness["condition"].astype(str))
+    if kinds != set(params.robustness.kinds):
+        raise BallastError(
+            f"cell {cell.name}: its robustness table has the conditions {sorted(kinds)}, params.yaml "
+            f"robustness.kinds asks for {sorted(params.robustness.kinds)}; {_rerun('robustness', cell)}"
+        )
+
+
+def _first_difference(found: Any, wanted: Any, key: str = "config") -> str | None:
+    """The dotted key of the first value in which two JSON trees differ; None where they agree."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for name in sorted({*found, *wanted}):
+            inner = _first_difference(found.get(name, _ABSENT), wanted.get(name, _ABSENT), f"{key}.{name}")
+            if inner is not None:
+                return inner.removeprefix("config.")
+        return None
+    return None if found == wanted and type(found) is type(wanted) else key
+
+
+_ABSENT = object()
+
+
+def _expected_seeds(cell: Cell, evidence: Evidence) -> list[int]:
+    seeds = evidence.params.datasets[cell.dataset].seeds
+    return seeds[:1] if cell.method in evidence.deterministic else seeds
+
+
+def _check_seeds(cell: Cell, wanted: list[int]) -> None:
+    found = {
+        "train cell": set(cell.train.get("seeds", {})),
+        "evaluate cell": set(cell.evaluate.get("seeds", {})),
+        "robustness cell": set(cell.robustness_record.get("seeds", {})),
+        "ranks": {str(seed) for seed in cell.ranks["seed"].unique()},
+        "robustness table": {str(seed) for seed in cell.robustness["seed"].unique()},
+    }
+    for where, seeds in found.items():
+        if seeds != {str(seed) for seed in wanted}:
+            recorded, asked = ", ".join(sorted(seeds)) or "none", ", ".join(map(str, wanted))
+            raise BallastError(
+                f"cell {cell.name}: its {where} has the seeds {recorded}, params.yaml asks for {asked}; "
+                "run `dvc repro`"
+            )
+
+
+def _check_finite(cell: Cell) -> None:
+    for stage, record in [
+        ("train", cell.train),
+        ("evaluate", cell.evaluate),
+        ("robustness", cell.robustness_record),
+    ]:
+        for key, value in _numbers(record):
+            if not math.isfinite(value):
+                raise BallastError(f"cell {cell.name}: {key} of its {stage} record is not finite ({value})")
+    for stage, frame in [("evaluate", cell.ranks), ("robustness", cell.robustness)]:
+        for column in frame.select_dtypes("number"):
+            if not np.isfinite(frame[column].to_numpy(dtype=np.float64, na_value=np.nan)).all():
+                raise BallastError(f"cell {cell.name}: column {column} of its {stage} table is not finite")
+
+
+def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _numbers(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from _numbers(value, f"{key}[{index}]")
+    elif isinstance(tree, float):
+        yield key, tree
+
+
+def _check_comparable(cell: Cell, first: Cell) -> None:
+    """Every seed of every method must have met the same users, targets and noise as the first method."""
+    pairs = [
+        ("ranks", ["user_id", "target_n_train"], cell.ranks, first.ranks),
+        ("robustness table", ["user_id", "condition", "budget"], cell.robustness, first.robustness),
+    ]
+    for where, keys, frame, reference in pairs:
+        wanted = _rows(reference, int(reference["seed"].iloc[0]), keys)
+        for seed in frame["seed"].unique():
+            if not np.array_equal(_rows(frame, int(seed), keys), wanted):
+                raise BallastError(
+                    f"cell {cell.name}: the {where} of seed {seed} is not about the same users and "
+                    f"targets as {first.name}; one of them is stale or incomplete: run `dvc repro`"
+                )
+    if cell.robustness_record.get("noise_hashes") != first.robustness_record.get("noise_hashes"):
+        raise BallastError(
+            f"cell {cell.name}: its corrupted histories are not those that {first.name} met; run `dvc repro`"
+        )
+
+
+def _rows(frame: pd.DataFrame, seed: int, keys: list[str]) -> NDArray[np.float64]:
+    """(N, K) values of one seed's key columns in a fixed order; names become their alphabetic index."""
+    part = frame.loc[frame["seed"] == seed, keys]
+    columns = []
+    for key in keys:
+        is_number = pd.api.types.is_numeric_dtype(part[key])
+        columns.append(part[key] if is_number else pd.Categorical(part[key].astype(str)).codes)
+    matrix = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
+    return matrix[np.lexsort(matrix.T)]

@@ -1,0 +1,229 @@
+"""The report as one static page: the answer first, then what it rests on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ballast.params import Params
+from ballast.reporting.claims import Claim, find
+from ballast.reporting.plots import Look
+from ballast.reporting.results import HEADLINE, Results
+from ballast.reporting.study_tables import best_first
+from ballast.reporting.tables import Table
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure on the page: its file stem, a sentence for its caption, an SVG a dataset."""
+
+    name: str
+    caption: str
+    panels: list[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One block of the page and where its numbers come from.
+
+    stages: files below stages/ that made the numbers. keys: what in params.yaml drives them.
+    """
+
+    anchor: str
+    title: str
+    lead: str
+    stages: Sequence[str]
+    keys: Sequence[str]
+    tables: Sequence[Table] = ()
+    figures: Sequence[Drawing] = ()
+    folded: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the study says about one dataset, in sentences."""
+
+    dataset: str
+    is_simulated: bool
+    sentences: list[str] = field(default_factory=list)
+
+
+def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Section]:
+    """The page's blocks in reading order; a block without content is left out."""
+    corrupted = [drawing for name, drawing in figures.items() if name.startswith("robustness")]
+    calibrated = [tables["calibration"]] if len(tables["calibration"].frame) else []
+    blocks = [
+        Section(
+            "calibration",
+            "Does the harness reproduce known numbers?",
+            "Ours beside published results under the same protocol.",
+            ["evaluate", "report"],
+            ["report.calibration"],
+            calibrated,
+        ),
+        Section(
+            "accuracy",
+            "Accuracy",
+            "Full ranking of the whole catalogue; one held-out target a user.",
+            ["train", "evaluate", "report"],
+            ["methods", "cells", "datasets.*.seeds", "report.bootstrap_draws"],
+            [tables["accuracy"]],
+            [figures["accuracy"]],
+            [tables["tests"], tables["claims"], tables["cutoffs"]],
+        ),
+        Section(
+            "popularity",
+            "By item popularity, and cold items",
+            "The same ranks, split by how often the target was seen in training.",
+            ["evaluate", "report"],
+            ["methods"],
+            [tables["popularity"]],
+            [figures["popularity"]],
+        ),
+        Section(
+            "robustness",
+            "Robustness to corrupted histories",
+            "The test history is corrupted, the model not retrained: what share of NDCG@10 is left.",
+            ["robustness", "report"],
+            ["robustness.kinds", "robustness.budgets", "robustness.users"],
+            [tables["robustness"]] if corrupted else [],
+            corrupted,
+            [tables["budgets"]],
+        ),
+        Section(
+            "cost",
+            "Cost",
+            "What the accuracy was bought with, on the device named.",
+            ["train", "evaluate"],
+            ["methods.*.training"],
+            [tables["cost"]],
+            [figures["training"]] if "training" in figures else [],
+        ),
+        Section(
+            "datasets",
+            "Datasets",
+            "After filtering and splitting, with their terms of use.",
+            ["fetch", "preprocess"],
+            ["datasets"],
+            [tables["datasets"]],
+        ),
+    ]
+    return [block for block in blocks if block.tables]
+
+
+def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answer]:
+    """Sentences made from the tests: better and worse are said only where a test holds."""
+    labels = {name: block.label for name, block in params.all_methods().items()}
+    found = []
+    for dataset, rows in best_first(results.accuracy).groupby("dataset", sort=False):
+        name = str(dataset)
+        block = params.datasets[name]
+        sentences = [
+            *_best(rows, results.pairs, labels),
+            *_baseline(rows, results.pairs, labels, params.report.baseline),
+            *_cold(results.popularity[results.popularity["dataset"] == name], labels, claims, name),
+            *_robust(results.area[results.area["dataset"] == name], results.cost, labels),
+        ]
+        found.append(Answer(block.label, block.is_simulated, sentences))
+    return found
+
+
+def _best(rows: pd.DataFrame, pairs: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+    top = rows.iloc[0]
+    interval = (
+        f"95 % interval {top['low']:.4f} to {top['high']:.4f}; {top['users']:,} users, {_seeds(top['seeds'])}"
+    )
+    sentences = [f"{labels[top['method']]} has the highest NDCG@10: {top[HEADLINE]:.4f} ({interval})."]
+    others = list(rows["method"].iloc[1:])
+    if not others:
+        return sentences
+    verdicts = {other: find(pairs, top["dataset"], top["method"], other)["verdict"] for other in others}
+    open_ = [labels[name] for name, verdict in verdicts.items() if verdict != "better"]
+    if not open_:
+        sentences.append(f"It is better than {_all(len(others))}, after Holm's correction over all pairs.")
+    elif len(open_) == len(others):
+        sentences.append("No test sets it apart from any other method: undecided.")
+    else:
+        sentences.append(
+            f"It is better than {len(others) - len(open_)} of the {len(others)} other methods after Holm's "
+            f"correction; undecided against {'; '.join(open_)}."
+        )
+    return sentences
+
+
+def _baseline(rows: pd.DataFrame, pairs: pd.DataFrame, labels: dict[str, str], baseline: str) -> list[str]:
+    methods = list(rows["method"])
+    if baseline not in methods or len(methods) < 2:
+        return []
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+    for method in methods:
+        if method != baseline:
+            test = find(pairs, rows["dataset"].iloc[0], method, baseline)
+            groups[test["verdict"]].append(labels[method])
+    said = [
+        f"{len(names)} {verdict}" + (f" ({'; '.join(names)})" if names else "")
+        for verdict, names in groups.items()
+    ]
+    return [f"Against the baseline {labels[baseline]}: {', '.join(said)}."]
+
+
+def _cold(rows: pd.DataFrame, labels: dict[str, str], claims: list[Claim], dataset: str) -> list[str]:
+    cold = rows[(rows["bin"] == "0-2") & (rows["users"] > 0)].sort_values(
+        HEADLINE, ascending=False, kind="stable"
+    )
+    if cold.empty or not cold[HEADLINE].iloc[0] > 0:
+        return []
+    top = cold.iloc[0]
+    sentence = (
+        f"On cold targets (0-2 training interactions, {top['users']:,} users) {labels[top['method']]} "
+        f"scores highest, {top[HEADLINE]:.4f}"
+    )
+    verdicts = [c.verdict for c in claims if c.dataset == dataset and "cold items" in c.text]
+    if not verdicts or top["method"] != "feature-knn":
+        sentence += "; not tested"
+    elif verdicts[0] == "holds":
+        sentence += ", better than every other method"
+    else:
+        sentence += "; the tests do not set it apart from all others"
+    return [sentence + "."]
+
+
+def _robust(area: pd.DataFrame, cost: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+    trained = set(cost.loc[cost["epochs"] > 0, "method"])
+    means = area[area["method"].isin(trained)].groupby("method", sort=False)["area"].mean().dropna()
+    if len(means) < 2:
+        return []
+    sentence = (
+        f"Under corrupted histories {labels[str(means.idxmax())]} keeps the largest share of its NDCG@10 "
+        f"among the trained methods (mean area {100 * means.max():.1f} %), {labels[str(means.idxmin())]} "
+        f"the smallest ({100 * means.min():.1f} %); not tested."
+    )
+    return [sentence]
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' if count > 1 else ''}"
+
+
+def _all(count: int) -> str:
+    return "the one other method" if count == 1 else f"all {count} other methods"
+
+
+def render(params: Params, blocks: Sequence[Section], told: Sequence[Answer], style: dict[str, Look]) -> str:
+    """The page's HTML; it loads nothing."""
+    environment = Environment(
+        loader=PackageLoader("ballast.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2").render(
+        study=params.study,
+        is_simulated=params.study.is_simulated or any(answer.is_simulated for answer in told),
+        root=params.root,
+        answers=told,
+        sections=blocks,
+        looks={look.label: look for look in style.values()},
+    )

@@ -1,0 +1,275 @@
+"""Figures as functions of frames. A method looks the same in every figure, and each line is named at its end.
+
+Single-column figures, five inches wide, so that the same drawing reads on a phone and in a paper.
+"""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from PIL import Image
+from scipy.optimize import isotonic_regression
+
+from ballast.evaluation.metrics import POPULARITY_BINS
+from ballast.reporting.results import HEADLINE
+
+# Okabe & Ito (2008) without black and yellow, which vanish on a dark and on a white page.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
+GREY = "#888888"  # methods without training: the ground everything else stands on
+INK = "#1f2328"  # text and axes; becomes the page's own text colour in the SVG
+WIDTH = 5.0  # inches
+
+_RC: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "grid.color": GREY,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "text.color": INK,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 3.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ballast",
+    "pdf.fonttype": 42,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one method is drawn."""
+
+    label: str
+    colour: str
+    line: str
+    marker: str
+
+
+def looks(labels: Mapping[str, str], deterministic: frozenset[str]) -> dict[str, Look]:
+    """A look for each method id, in the order of params.yaml: six colours, then other lines and markers."""
+    result = {}
+    counts = {True: 0, False: 0}
+    for name, label in labels.items():
+        is_fixed = name in deterministic
+        index = counts[is_fixed]
+        counts[is_fixed] += 1
+        round_ = index if is_fixed else index // len(COLOURS)
+        colour = GREY if is_fixed else COLOURS[index % len(COLOURS)]
+        result[name] = Look(label, colour, LINES[round_ % len(LINES)], MARKERS[round_ % len(MARKERS)])
+    return result
+
+
+def _panels(titles: Sequence[str], heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """One panel above the other, each `heights` inches tall without its labels."""
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.85 * len(heights)))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(titles), 1, squeeze=False, gridspec_kw={"height_ratios": list(heights)})[:, 0]
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title)
+    return figure, list(axes)
+
+
+def accuracy(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """Bars of NDCG@10, the best on top, with 95 % intervals over users. Columns of Results.accuracy."""
+    with mpl.rc_context(_RC):
+        groups = [
+            (str(name), rows.sort_values(HEADLINE)) for name, rows in frame.groupby("dataset", sort=False)
+        ]
+        heights = [0.22 * len(rows) + 0.1 for _, rows in groups]
+        figure, axes = _panels([titles[name] for name, _ in groups], heights)
+        for axis, (_, rows) in zip(axes, groups, strict=True):
+            colours = [style[method].colour for method in rows["method"]]
+            bars = axis.barh(range(len(rows)), rows[HEADLINE], color=colours, height=0.62)
+            axis.set_yticks(range(len(rows)), [style[method].label for method in rows["method"]])
+            for bar, method in zip(bars, rows["method"], strict=True):
+                # Methods that share a colour are told apart by strength, as by line style in curves.
+                bar.set_alpha(1 - 0.2 * LINES.index(style[method].line))
+            error = [rows[HEADLINE] - rows["low"], rows["high"] - rows[HEADLINE]]
+            axis.errorbar(
+                rows[HEADLINE], range(len(rows)), xerr=error, fmt="none", ecolor=INK, elinewidth=0.9
+            )
+            reach = float(rows["high"].max())
+            for position, (value, high) in enumerate(zip(rows[HEADLINE], rows["high"], strict=True)):
+                axis.text(high + 0.012 * reach, position, f"{value:.4f}", va="center", fontsize=8)
+            axis.set_xlim(0, 1.16 * reach)
+            axis.set_ylim(-0.6, len(rows) - 0.4)
+            axis.set_xlabel("NDCG@10, history masked (95 % interval over users)")
+            axis.tick_params(axis="y", length=0)
+            axis.grid(axis="x")
+        figure.set_layout_engine("constrained", hspace=0.04)
+    return figure
+
+
+def robustness(
+    frame: pd.DataFrame, kind: str, style: Mapping[str, Look], titles: Mapping[str, str]
+) -> Figure:
+    """NDCG@10 under one corruption relative to clean, a panel a dataset. Columns of Results.robustness."""
+    frame = frame[frame["condition"] == kind]
+    norm = str(frame["norm"].iloc[0])
+    with mpl.rc_context(_RC):
+        groups = list(frame.groupby("dataset", sort=False))
+        heights = _curve_heights(groups)
+        figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
+        for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
+            ends = {}
+            for method, curve in rows.groupby("method", sort=False):
+                curve = curve[curve["budget"] > 0].sort_values("budget")
+                x = np.concatenate([[0.0], curve["budget"]])
+                y = np.concatenate([[1.0], curve["relative"]])
+                ends[str(method)] = _draw(axis, x, y, style[str(method)], has_markers=True)
+            axis.set_xlabel(f"{kind}: budget ({norm} of the history)")
+            axis.set_ylabel("NDCG@10 / clean")
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+            _name_ends(axis, ends, style, inches)
+        figure.set_layout_engine("constrained", hspace=0.04)
+    return figure
+
+
+def popularity(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """NDCG@10 by training count of the target, a panel a dataset. Columns of Results.popularity."""
+    with mpl.rc_context(_RC):
+        groups = list(frame.groupby("dataset", sort=False))
+        heights = _curve_heights(groups)
+        figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
+        for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
+            ends = {}
+            for method, curve in rows.groupby("method", sort=False):
+                y = curve.set_index("bin")[HEADLINE].reindex(list(POPULARITY_BINS)).to_numpy()
+                ends[str(method)] = _draw(axis, np.arange(len(y)), y, style[str(method)], has_markers=True)
+            counts = rows.drop_duplicates("bin").set_index("bin")["users"].reindex(list(POPULARITY_BINS))
+            ticks = [f"{name}\nn {count:,}" for name, count in counts.items()]
+            axis.set_xticks(range(len(ticks)), ticks)
+            axis.set_xlabel("training interactions of the target item (n users)")
+            axis.set_ylabel("NDCG@10")
+            axis.set_ylim(bottom=0)
+            _name_ends(axis, ends, style, inches)
+        figure.set_layout_engine("constrained", hspace=0.04)
+    return figure
+
+
+def training(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """Validation NDCG@10 by epoch, a faint line a seed, and their mean. Columns of Results.training."""
+    with mpl.rc_context(_RC):
+        groups = list(frame.groupby("dataset", sort=False))
+        heights = _curve_heights(groups)
+        figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
+        for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
+            ends = {}
+            for method, own in rows.groupby("method", sort=False):
+                look = style[str(method)]
+                table = own.pivot(index="epoch", columns="seed", values="valid_ndcg@10")
+                for seed in table:
+                    axis.plot(table.index, table[seed], color=look.colour, linewidth=0.6, alpha=0.35)
+                mean = table.dropna().mean(axis=1)
+                ends[str(method)] = _draw(axis, mean.index.to_numpy(), mean.to_numpy(), look)
+            axis.set_xlabel("epoch (mean while all seeds train; faint: single seeds)")
+            axis.set_ylabel("validation NDCG@10")
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axis.set_ylim(bottom=0)
+            _name_ends(axis, ends, style, inches)
+        figure.set_layout_engine("constrained", hspace=0.04)
+    return figure
+
+
+def _curve_heights(groups: Sequence[tuple[object, pd.DataFrame]]) -> list[float]:
+    return [max(1.9, 0.155 * rows["method"].nunique() + 0.2) for _, rows in groups]
+
+
+def _draw(
+    axis: Axes, x: np.ndarray, y: np.ndarray, look: Look, has_markers: bool = False
+) -> tuple[float, float] | None:
+    """One curve; returns its last finite point, where its name goes."""
+    marker = look.marker if has_markers else ""
+    axis.plot(x, y, color=look.colour, linestyle=look.line, marker=marker)
+    finite = np.flatnonzero(np.isfinite(y))
+    return (float(x[finite[-1]]), float(y[finite[-1]])) if len(finite) else None
+
+
+def _name_ends(
+    axis: Axes, ends: Mapping[str, tuple[float, float] | None], style: Mapping[str, Look], inches: float
+) -> None:
+    """Each curve's name right of the panel, moved apart where they would overlap."""
+    axis.grid(axis="y")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high)
+    left, right = axis.get_xlim()
+    axis.set_xlim(left, right)
+    known = sorted(
+        ((end, name) for name, end in ends.items() if end is not None), key=lambda item: item[0][1]
+    )
+    if not known:
+        return
+    gap = 0.145 * (high - low) / inches
+    heights = _apart(np.array([end[1] for end, _ in known]), gap, low, high)
+    width = right - left
+    for (end, name), y in zip(known, heights, strict=True):
+        look = style[name]
+        way = ([end[0], right + 0.015 * width, right + 0.05 * width], [end[1], y, y])
+        axis.plot(*way, color=look.colour, linewidth=0.6, alpha=0.7, clip_on=False)
+        axis.plot(right + 0.06 * width, y, color=look.colour, marker=look.marker, clip_on=False)
+        axis.text(right + 0.08 * width, y, look.label, va="center", fontsize=8)
+
+
+def _apart(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
+    """Sorted positions moved as little as can be (least squares) to be `gap` apart, in bounds if they fit.
+
+    With `gap` taken off per step, being apart becomes being sorted, which isotonic regression solves.
+    """
+    steps = gap * np.arange(len(wanted))
+    sorted_ = isotonic_regression(wanted - steps).x
+    return np.clip(sorted_, low, max(low, high - steps[-1])) + steps
+
+
+def save(figure: Figure, frame_csv: str, folder: Path, name: str) -> None:
+    """Write `<name>.png`, `.pdf` and `.csv` into `folder`, the same bytes for the same figure.
+
+    Dates and versions are left out of the files; 128 colours are plenty for lines on white.
+    """
+    with mpl.rc_context(_RC):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+        image = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        image.save(folder / f"{name}.png", optimize=True, dpi=(160, 160))
+        figure.savefig(
+            folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None}
+        )
+    (folder / f"{name}.csv").write_text(frame_csv, encoding="utf-8")
+
+
+def as_svg(figure: Figure, name: str) -> str:
+    """The figure as an element of a page, in the page's text colour and font; `name` keeps its ids apart."""
+    with mpl.rc_context(_RC):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = body.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
+    body = re.sub(r' xmlns(:xlink)?="[^"]*"', "", body)  # a page knows them
+    body = re.sub(r"font-family: [^;\"]*", "font-family: inherit", body)
+    return body.replace(INK, "currentColor")

@@ -1,0 +1,258 @@
+"""Everything the report says, as long frames: tables, figures, claims and metrics.json are views of these."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ballast.evaluation import metrics
+from ballast.evaluation.statistics import (
+    Scores,
+    bootstrap_means,
+    compare,
+    judge,
+    percentile_interval,
+    seed_interval,
+)
+from ballast.reporting.evidence import Cell, Evidence
+
+HEADLINE = "ndcg@10"
+DIVERSITY = ("coverage@10", "mean_popularity@10")
+KEYS = ["dataset", "method"]
+CURVE = ["condition", "surface", "norm", "budget"]
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Results:
+    """Long frames, all with `dataset` and most with `method`.
+
+    seeds: a row a seed, every metric. accuracy: a row a method, means, sd, intervals. pairs: all paired
+    tests. popularity: by bin of the target's training count. robustness: a row a condition and budget.
+    area: a row a condition. training: a row an epoch. cost, datasets: one row each.
+    """
+
+    seeds: pd.DataFrame
+    accuracy: pd.DataFrame
+    pairs: pd.DataFrame
+    popularity: pd.DataFrame
+    robustness: pd.DataFrame
+    area: pd.DataFrame
+    training: pd.DataFrame
+    cost: pd.DataFrame
+    datasets: pd.DataFrame
+
+
+def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
+    """All frames of a checked study."""
+    seeds = pd.concat([_seed_rows(cell) for cell in evidence.cells.values()], ignore_index=True)
+    draws = evidence.params.report.bootstrap_draws
+    per_dataset = [_dataset_frames(evidence, dataset, draws, rng) for dataset in evidence.names()]
+    intervals, pairs, popularity, robustness = (
+        pd.concat(parts, ignore_index=True) for parts in zip(*per_dataset, strict=True)
+    )
+    return Results(
+        seeds=seeds,
+        accuracy=_accuracy(seeds).merge(intervals, on=KEYS),
+        pairs=pairs,
+        popularity=popularity,
+        robustness=robustness,
+        area=_area(robustness),
+        training=_training(evidence),
+        cost=pd.DataFrame([_cost_row(cell) for cell in evidence.cells.values()]),
+        datasets=pd.DataFrame(
+            [{"dataset": name, **_plain(evidence.datasets[name])} for name in evidence.names()]
+        ),
+    )
+
+
+def as_metrics(results: Results) -> dict[str, dict[str, dict[str, float]]]:
+    """{dataset: {method: {metric: mean over seeds}}}, 5 decimals; what is undefined is left out."""
+    names = [*metrics.METRICS, *DIVERSITY, "tail_hr@10", "tie_share"]
+    areas = results.area.set_index(KEYS)
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for row in results.accuracy.to_dict("records"):
+        key = (row["dataset"], row["method"])
+        values = {name: row[name] for name in names}
+        if key in areas.index:
+            own = areas.loc[[key]]
+            values |= {f"robustness_area-{c}": a for c, a in zip(own["condition"], own["area"], strict=True)}
+        finite = {str(name): round(float(value), 5) for name, value in values.items() if np.isfinite(value)}
+        table.setdefault(str(key[0]), {})[str(key[1])] = finite
+    return table
+
+
+def _seed_rows(cell: Cell) -> pd.DataFrame:
+    frame = metrics.summarise(cell.ranks.astype({"dataset": object, "method": object}))
+    for name in DIVERSITY:
+        frame[name] = [float(cell.evaluate["seeds"][str(seed)][name]) for seed in frame["seed"]]
+    return frame
+
+
+def _accuracy(seeds: pd.DataFrame) -> pd.DataFrame:
+    groups = seeds.drop(columns="seed").groupby(KEYS, sort=False)
+    frame = groups.mean()
+    frame["users"] = groups["users"].first()
+    frame["seeds"] = groups.size()
+    for name in (HEADLINE, "hr@10"):
+        frame[f"{name}_sd"] = groups[name].std(ddof=1)
+    bounds = [seed_interval(values) for _, values in groups[HEADLINE]]
+    frame["seed_low"], frame["seed_high"] = zip(*bounds, strict=True)
+    return frame.reset_index()
+
+
+def _dataset_frames(
+    evidence: Evidence, dataset: str, draws: int, rng: np.random.Generator
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    cells = evidence.of(dataset)
+    ordered = {cell.method: cell.ranks.sort_values(["seed", "user_id"]) for cell in cells}
+    scores = {m: _scores(HEADLINE, frame, m in evidence.deterministic) for m, frame in ordered.items()}
+    names = list(scores)
+    low, high = percentile_interval(bootstrap_means(_user_means(scores), draws, rng))
+    keys = {"dataset": dataset, "method": names}
+    intervals = pd.DataFrame({**keys, "low": low, "high": high})
+    first = next(iter(ordered.values()))
+    in_seed = (first["seed"] == first["seed"].iloc[0]).to_numpy()
+    bins = metrics.popularity_bin(first.loc[in_seed, "target_n_train"].to_numpy())
+    return (
+        intervals,
+        _pairs(dataset, scores, bins == 0, draws, rng),
+        _popularity(cells, scores, bins, draws, rng),
+        _robustness(cells, draws, rng),
+    )
+
+
+def _scores(metric: str, ordered: pd.DataFrame, is_deterministic: bool) -> Scores:
+    seeds = ordered["seed"].nunique()
+    return Scores(metrics.per_user(metric, ordered).reshape(seeds, -1), is_deterministic)  # (S, U)
+
+
+def _user_means(scores: dict[str, Scores]) -> Array:
+    return np.stack([score.values.mean(axis=0) for score in scores.values()])  # (M, U)
+
+
+def _pairs(
+    dataset: str, scores: dict[str, Scores], is_cold: NDArray[np.bool_], draws: int, rng: np.random.Generator
+) -> pd.DataFrame:
+    """All pairs of methods, and the content row against all others on cold items: one family.
+
+    All pairs, since "the best" is picked after seeing the scores, which a smaller family would ignore.
+    """
+    parts = [compare(scores, list(combinations(scores, 2)), draws, rng).assign(users_with="all targets")]
+    if "feature-knn" in scores and is_cold.any():
+        cold = {
+            name: Scores(score.values[:, is_cold], score.is_deterministic) for name, score in scores.items()
+        }
+        against = [("feature-knn", name) for name in scores if name != "feature-knn"]
+        parts.append(compare(cold, against, draws, rng).assign(users_with="cold targets"))
+    tests = judge(pd.concat(parts, ignore_index=True))
+    tests.insert(0, "dataset", dataset)
+    tests.insert(1, "metric", HEADLINE)
+    return tests
+
+
+def _popularity(
+    cells: list[Cell],
+    scores: dict[str, Scores],
+    bins: NDArray[np.int64],
+    draws: int,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    by_seed = pd.concat(
+        [metrics.by_popularity(c.ranks.astype({"dataset": object, "method": object})) for c in cells]
+    )
+    groups = by_seed.groupby([*KEYS, "bin"], sort=False)
+    frame = groups[["users", "hr@10", HEADLINE]].mean().astype({"users": int}).reset_index()
+    means = _user_means(scores)
+    frame[["low", "high"]] = np.nan
+    for index, name in enumerate(metrics.POPULARITY_BINS):
+        if (bins == index).any():
+            low, high = percentile_interval(bootstrap_means(means[:, bins == index], draws, rng))
+            for method, lower, upper in zip(scores, low, high, strict=True):
+                row = (frame["method"] == method) & (frame["bin"] == name)
+                frame.loc[row, ["low", "high"]] = lower, upper
+    return frame
+
+
+def _robustness(cells: list[Cell], draws: int, rng: np.random.Generator) -> pd.DataFrame:
+    """NDCG@10 at each budget, and its ratio to NDCG@10 of the same users' clean histories."""
+    frames, noisy, clean = [], [], []
+    for cell in cells:
+        table = cell.robustness.astype(dict.fromkeys((*KEYS, "condition", "surface", "norm"), object))
+        table = table.assign(
+            noisy=metrics.ndcg(table["rank"], 10),
+            clean=metrics.ndcg(table["clean_rank"], 10),
+            budget=table["budget"].astype(np.float64).round(6),
+        ).sort_values([*CURVE, "seed", "user_id"])
+        groups = table.groupby([*KEYS, *CURVE])
+        frame = groups[["clean", "noisy", "size", "truncated", "rbo"]].mean().reset_index()
+        frame["users"] = table["user_id"].nunique()
+        frame["seeds"] = table["seed"].nunique()
+        frames.append(frame)
+        shape = (len(frame), table["seed"].nunique(), -1)
+        noisy.append(table["noisy"].to_numpy().reshape(shape).mean(1))  # (C, U)
+        clean.append(table["clean"].to_numpy().reshape(shape).mean(1))
+    result = pd.concat(frames, ignore_index=True)
+    both = bootstrap_means(np.concatenate([*noisy, *clean]), draws, rng)  # (draws, 2 C)
+    numerator, denominator = np.split(both, 2, axis=1)
+    # A method that ranks no target in its clean top 10 has nothing to lose: its ratio is undefined.
+    ratio = np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+    result["relative"] = result["noisy"] / result["clean"].where(result["clean"] > 0)
+    result["low"], result["high"] = percentile_interval(ratio)
+    order = {cell.method: index for index, cell in enumerate(cells)}
+    return result.sort_values(
+        ["method", "condition", "budget"],
+        key=lambda column: column.map(order) if column.name == "method" else column,
+    ).rename(columns={"noisy": HEADLINE, "clean": f"clean_{HEADLINE}"})
+
+
+def _area(robustness: pd.DataFrame) -> pd.DataFrame:
+    """Mean height of the relative curve from budget 0 (where it is 1 by definition) to the largest."""
+    rows = []
+    for key, curve in robustness.groupby([*KEYS, "condition"], sort=False):
+        above = curve[curve["budget"] > 0].sort_values("budget")
+        x = np.concatenate([[0.0], above["budget"]])
+        y = np.concatenate([[1.0], above["relative"]])
+        area = float(np.trapezoid(y, x) / x[-1]) if len(x) > 1 else float("nan")
+        rows.append({**dict(zip([*KEYS, "condition"], key, strict=True)), "area": area})
+    return pd.DataFrame(rows, columns=[*KEYS, "condition", "area"])
+
+
+def _training(evidence: Evidence) -> pd.DataFrame:
+    rows = [
+        {"dataset": cell.dataset, "method": cell.method, "seed": int(seed), **epoch}
+        for cell in evidence.cells.values()
+        for seed, record in cell.train["seeds"].items()
+        for epoch in record.get("history") or []
+    ]
+    return pd.DataFrame(
+        rows, columns=["dataset", "method", "seed", "epoch", "loss", "valid_ndcg@10", "seconds"]
+    )
+
+
+def _cost_row(cell: Cell) -> dict[str, Any]:
+    train = list(cell.train["seeds"].values())
+    evaluate = list(cell.evaluate["seeds"].values())
+    row: dict[str, Any] = {"dataset": cell.dataset, "method": cell.method, "seeds": len(train)}
+    for name in ("seconds", "epochs", "best_epoch", "parameters", "peak_memory_mb", "targets_per_second"):
+        row[name] = _mean(train, name)
+    row["users_per_second"] = _mean(evaluate, "users_per_second")
+    environment = cell.train.get("environment", {})
+    return {**row, "device": str(environment.get("device", "")), "threads": environment.get("threads")}
+
+
+def _mean(records: list[dict[str, Any]], name: str) -> float:
+    values = [record[name] for record in records if record.get(name) is not None]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _plain(stats: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in stats.items()
+        if isinstance(value, int | float | str) and key != "dataset"
+    }

@@ -1,0 +1,72 @@
+"""The report's figures, built from its results."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ballast.params import Params
+from ballast.reporting import plots
+from ballast.reporting.plots import Look
+from ballast.reporting.results import Results
+
+
+@dataclass(frozen=True)
+class StudyFigure:
+    """What a figure shows and how it is drawn: whole, or one dataset's panel for the page."""
+
+    name: str
+    frame: pd.DataFrame
+    caption: str
+    draw: Callable[[pd.DataFrame], Figure]
+
+    def whole(self) -> Figure:
+        """All datasets, one panel above the other."""
+        return self.draw(self.frame)
+
+    def panels(self) -> Iterator[tuple[str, Figure]]:
+        """(dataset, its panel alone), in order."""
+        for dataset, rows in self.frame.groupby("dataset", sort=False):
+            yield str(dataset), self.draw(rows)
+
+
+def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[StudyFigure]:
+    """All figures in the order of the page."""
+    mark = "SIMULATED data. " if params.study.is_simulated else ""
+    titles = _titles(params, results.accuracy)
+    figures = [
+        StudyFigure(
+            "accuracy",
+            results.accuracy,
+            f"{mark}NDCG@10 of each method, mean over seeds, with 95 % bootstrap intervals over users.",
+            partial(plots.accuracy, style=style, titles=titles),
+        ),
+        StudyFigure(
+            "popularity",
+            results.popularity,
+            f"{mark}NDCG@10 by how often the target item occurs in training.",
+            partial(plots.popularity, style=style, titles=titles),
+        ),
+    ]
+    for kind in params.robustness.kinds:
+        frame = results.robustness[results.robustness["condition"] == kind]
+        caption = f"{mark}NDCG@10 relative to clean histories, by budget of the corruption “{kind}”."
+        draw = partial(plots.robustness, kind=kind, style=style, titles=_titles(params, frame))
+        figures.append(StudyFigure(f"robustness-{kind}", frame, caption, draw))
+    if len(results.training):
+        draw = partial(plots.training, style=style, titles=titles)
+        figures.append(
+            StudyFigure("training", results.training, f"{mark}Validation NDCG@10 during training.", draw)
+        )
+    return figures
+
+
+def _titles(params: Params, frame: pd.DataFrame) -> dict[str, str]:
+    titles = {}
+    for dataset, rows in frame.groupby("dataset", sort=False):
+        block = params.datasets[str(dataset)]
+        mark = "SIMULATED: " if block.is_simulated else ""
+        titles[str(dataset)] = f"{mark}{block.label} (n = {rows['users'].iloc[0]:,} users)"
+    return titles

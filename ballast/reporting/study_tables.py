@@ -1,0 +1,282 @@
+"""The report's tables, built from its results."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from ballast.evaluation.metrics import METRICS, POPULARITY_BINS
+from ballast.params import Params
+from ballast.reporting.calibration import calibration
+from ballast.reporting.claims import Claim, as_frame, find
+from ballast.reporting.results import HEADLINE, Results
+from ballast.reporting.tables import NOTHING, Column, Row, Table, interval, number, p_value, text
+
+
+def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Table]:
+    """All tables by name, in the order of the page."""
+    labels = {name: block.label for name, block in params.all_methods().items()}
+    headings = dataset_headings(results, params)
+    tables = [
+        calibration(results.accuracy, params),
+        accuracy(results, labels, headings),
+        cutoffs(results, labels, headings),
+        tests(results, params, labels),
+        popularity(results, labels, headings),
+        robustness(results, params, labels, headings),
+        budgets(results, headings),
+        cost(results, labels, headings),
+        datasets(results, params),
+        claims_table(claims, headings),
+    ]
+    return {table.name: table for table in tables}
+
+
+def dataset_headings(results: Results, params: Params) -> dict[str, str]:
+    """Dataset id to its label with the number of users and seeds, marked where it is simulated."""
+    headings = {}
+    for dataset, rows in results.accuracy.groupby("dataset", sort=False):
+        block = params.datasets[str(dataset)]
+        mark = " · SIMULATED" if block.is_simulated else ""
+        count = f"{rows['users'].iloc[0]:,} users, {len(block.seeds)} seed{'s'[: len(block.seeds) > 1]}"
+        headings[str(dataset)] = f"{block.label}{mark} · {count}"
+    return headings
+
+
+def _method(labels: Mapping[str, str], key: str = "method") -> Callable[[Row], str]:
+    return lambda row: labels[row[key]]
+
+
+def best_first(frame: pd.DataFrame, by: str = HEADLINE) -> pd.DataFrame:
+    """Datasets in their order, the methods of each by falling `by`."""
+    order = {name: index for index, name in enumerate(frame["dataset"].unique())}
+    keys = pd.DataFrame({"dataset": frame["dataset"].map(order), "score": -frame[by]})
+    return frame.loc[keys.sort_values(["dataset", "score"], kind="stable").index].reset_index(drop=True)
+
+
+def accuracy(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
+    """Headline metrics with their spread."""
+    columns = [
+        Column("Method", _method(labels), is_number=False),
+        Column("NDCG@10", number(HEADLINE), best=HEADLINE),
+        Column("95 % interval", interval("low", "high")),
+        Column("sd", number(f"{HEADLINE}_sd")),
+        Column("HR@10", number("hr@10"), best="hr@10"),
+        Column("MRR", number("mrr"), best="mrr"),
+        Column("NDCG@10 unmasked", number(f"{HEADLINE}-unmasked"), best=f"{HEADLINE}-unmasked"),
+        Column("HR@10 unmasked", number("hr@10-unmasked"), best="hr@10-unmasked"),
+        Column("Tail HR@10", number("tail_hr@10"), best="tail_hr@10"),
+        Column("Coverage@10", number("coverage@10", 3), best="coverage@10"),
+        Column("Popularity@10", number("mean_popularity@10", 1)),
+        Column("Ties", _percent("tie_share")),
+        Column("Seeds", number("seeds", 0)),
+    ]
+    note = (
+        "Mean over seeds; interval: bootstrap over users; sd: over seeds. History masked; unmasked leaves it "
+        "among the candidates. Tail: targets with fewer than 10 training interactions. Popularity@10: mean "
+        "training count of the top 10. Ties: users whose target ties with another (and is ranked below it)."
+    )
+    return Table(
+        "accuracy", "Accuracy of each method", best_first(results.accuracy), columns, note, headings=headings
+    )
+
+
+def cutoffs(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
+    """Every metric at every cutoff, both masks."""
+    frame = best_first(results.accuracy)[["dataset", "method", *METRICS]]
+    names = [name.replace("hr@", "HR@").replace("ndcg@", "NDCG@").replace("mrr", "MRR") for name in METRICS]
+    columns = [Column("Method", _method(labels), is_number=False)]
+    columns += [
+        Column(label.replace("-", " "), number(name), best=name)
+        for label, name in zip(names, METRICS, strict=True)
+    ]
+    return Table("cutoffs", "Accuracy at every cutoff", frame, columns, headings=headings)
+
+
+def tests(results: Results, params: Params, labels: Mapping[str, str]) -> Table:
+    """Paired tests; all pairs in the CSV, against the baseline and the best method in print."""
+    shown = []
+    for dataset, rows in best_first(results.accuracy).groupby("dataset", sort=False):
+        methods = list(rows["method"])
+        for reference, role in [(methods[0], "the best"), (params.report.baseline, "the baseline")]:
+            for method in methods if reference in methods else []:
+                if method != reference:
+                    test = find(results.pairs, str(dataset), method, reference)
+                    block = params.datasets[str(dataset)]
+                    place = block.label + (" (SIMULATED)" if block.is_simulated else "")
+                    shown.append({**test, "block": f"{place}: against {role}, {labels[reference]}"})
+    columns = [
+        Column("Method", _method(labels, "method_a"), is_number=False),
+        Column("Difference", lambda row: f"{row['difference']:+.4f}"),
+        Column("Relative", _percent("relative", "+")),
+        Column("95 % over users", interval("low", "high", spec="+")),
+        Column("95 % over seeds", interval("seed_low", "seed_high", spec="+")),
+        Column("Adjusted p", p_value("p_holm")),
+        Column(
+            "Verdict", lambda row: row["verdict"] + (" (noise)" if row["is_noise"] else ""), is_number=False
+        ),
+    ]
+    note = (
+        "NDCG@10, paired bootstrap over users; p adjusted by Holm over all pairs of a dataset. Better or "
+        "worse only where the adjusted p is below 0.05, the seed interval excludes zero and there are 3 "
+        "seeds (two methods without seeds: the first alone). Noise: a single-seed difference below 6 %."
+    )
+    frame = pd.DataFrame(shown, columns=[*results.pairs.columns, "block"])
+    return Table(
+        "tests",
+        "Paired tests against the best and the baseline",
+        results.pairs,
+        columns,
+        note,
+        "block",
+        shown=frame,
+    )
+
+
+def _percent(key: str, spec: str = "", digits: int = 1) -> Callable[[Row], str]:
+    return lambda row: NOTHING if np.isnan(row[key]) else f"{100 * row[key]:{spec}.{digits}f} %"
+
+
+def popularity(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
+    """NDCG@10 by how often the target was seen in training."""
+    shown = results.popularity.pivot(
+        index=["dataset", "method"], columns="bin", values=HEADLINE
+    ).reset_index()
+    shown = _in_order_of(shown, best_first(results.accuracy))
+    counts = results.popularity.drop_duplicates(["dataset", "bin"])
+    full = {
+        name: f"{heading} · users by bin: "
+        + ", ".join(f"{row.bin}: {row.users:,}" for row in rows.itertuples())
+        for name, heading in headings.items()
+        for rows in [counts[counts["dataset"] == name]]
+    }
+    columns = [Column("Method", _method(labels), is_number=False)]
+    columns += [
+        Column(f"{name} (cold)" if name == POPULARITY_BINS[0] else name, number(name), best=name)
+        for name in POPULARITY_BINS
+    ]
+    note = "NDCG@10 by the target item's number of training interactions."
+    return Table(
+        "popularity", "By item popularity", results.popularity, columns, note, headings=full, shown=shown
+    )
+
+
+def _in_order_of(frame: pd.DataFrame, model: pd.DataFrame) -> pd.DataFrame:
+    return model[["dataset", "method"]].merge(frame, on=["dataset", "method"])
+
+
+def robustness(
+    results: Results, params: Params, labels: Mapping[str, str], headings: Mapping[str, str]
+) -> Table:
+    """What is kept of NDCG@10 at the largest budget of each corruption; all budgets in the CSV."""
+    frame = results.robustness
+    largest = frame[frame["budget"] == frame.groupby(["dataset", "condition"])["budget"].transform("max")]
+    shown = largest[["dataset", "method", "clean_ndcg@10"]].drop_duplicates(["dataset", "method"])
+    columns = [
+        Column("Method", _method(labels), is_number=False),
+        Column("Clean NDCG@10", number("clean_ndcg@10"), best="clean_ndcg@10"),
+    ]
+    for kind in params.robustness.kinds:
+        own = largest[largest["condition"] == kind][["dataset", "method", "relative", "low", "high"]]
+        shown = shown.merge(own.rename(columns={name: f"{kind} {name}" for name in own.columns[2:]}))
+        budget = max(params.robustness.budgets)
+        columns.append(
+            Column(f"{kind} {budget:.0%}".replace("%", " %"), _kept(kind), best=f"{kind} relative")
+        )
+    area = results.area.groupby(["dataset", "method"], sort=False)["area"].mean().rename("area").reset_index()
+    shown = _in_order_of(shown.merge(area), best_first(results.accuracy))
+    columns.append(Column("Mean area", _percent("area"), best="area"))
+    note = (
+        "Share of the clean NDCG@10 that is left at the largest budget, with its 95 % bootstrap interval "
+        "over users; mean area: mean height of the curves over budgets and kinds. Same users and same noise "
+        "for every method."
+    )
+    return Table(
+        "robustness",
+        "Robustness to corrupted histories",
+        frame,
+        columns,
+        note,
+        headings=headings,
+        shown=shown,
+    )
+
+
+def _kept(kind: str) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        value, low, high = (row[f"{kind} {name}"] for name in ("relative", "low", "high"))
+        return NOTHING if np.isnan(value) else f"{100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+    return show
+
+
+def budgets(results: Results, headings: Mapping[str, str]) -> Table:
+    """What each nominal budget came to, mean over methods: only what they can see of it differs."""
+    keys = ["dataset", "condition", "surface", "norm", "budget"]
+    frame = results.robustness.groupby(keys, sort=False)[["size", "truncated", "users"]].mean().reset_index()
+    columns = [
+        Column("Corruption", text("condition"), is_number=False),
+        Column("Surface", text("surface"), is_number=False),
+        Column("Budget", _percent("budget", digits=0)),
+        Column("Realised", _percent("size")),
+        Column("Truncated histories", _percent("truncated")),
+        Column("Users", number("users", 0)),
+    ]
+    return Table("budgets", "Budgets asked for and realised", frame, columns, headings=headings)
+
+
+def cost(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
+    """What a method costs, mean over seeds."""
+    columns = [
+        Column("Method", _method(labels), is_number=False),
+        Column("Training (s)", number("seconds", 1)),
+        Column("Epochs", number("epochs", 1)),
+        Column("Best epoch", number("best_epoch", 1)),
+        Column("Parameters", number("parameters", 0)),
+        Column("Peak memory (MB)", number("peak_memory_mb", 0)),
+        Column("Targets/s trained", number("targets_per_second", 0)),
+        Column("Users/s ranked", number("users_per_second", 0)),
+        Column("Threads", number("threads", 0)),
+        Column("Device", text("device"), is_number=False),
+    ]
+    return Table(
+        "cost", "Cost", results.cost, columns, "Mean over seeds, a seed at a time.", headings=headings
+    )
+
+
+def datasets(results: Results, params: Params) -> Table:
+    """Sizes and terms of use."""
+    frame = results.datasets
+    columns = [Column("Dataset", lambda row: params.datasets[row["dataset"]].label, is_number=False)]
+    for key, label, digits in [
+        ("users", "Users", 0),
+        ("items", "Items", 0),
+        ("interactions", "Interactions", 0),
+        ("mean_length", "Mean length", 1),
+        ("density", "Density", 5),
+        ("cold_item_share", "Cold items", 3),
+    ]:
+        if key in frame:
+            columns.append(Column(label, number(key, digits)))
+    columns += [
+        Column(
+            "Split", lambda row: params.datasets[row["dataset"]].split.kind.replace("_", " "), is_number=False
+        ),
+        Column(
+            "Data",
+            lambda row: "SIMULATED" if params.datasets[row["dataset"]].is_simulated else "real",
+            is_number=False,
+        ),
+        Column("Terms of use", lambda row: params.datasets[row["dataset"]].terms, is_number=False),
+    ]
+    return Table("datasets", "Datasets", frame, columns, group=None)
+
+
+def claims_table(claims: list[Claim], headings: Mapping[str, str]) -> Table:
+    """Each claim with its verdict and evidence."""
+    columns = [
+        Column("Claim", text("text"), is_number=False),
+        Column("Verdict", text("verdict"), is_number=False),
+        Column("Evidence", text("evidence"), is_number=False),
+    ]
+    return Table("claims", "Claims", as_frame(claims), columns, headings=headings)

@@ -1,0 +1,1 @@
+"""What an evaluated model withstands: corruption, attacks, missing content."""

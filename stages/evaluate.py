@@ -1,0 +1,67 @@
+"""Rank every test target against the full catalogue: reports/ranks, data/lists and an evaluate cell."""
+
+import time
+from typing import Any
+
+import inputs
+import numpy as np
+import pandas as pd
+import study
+import typer
+
+from ballast.data import schemas
+from ballast.evaluation.ranking import Ranking, rank_targets
+from ballast.reproducibility import environment, output_lock, prepare_process
+
+
+def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
+    prepare_process()
+    params = study.params()
+    with output_lock(study.SCRATCH, f"evaluate-{dataset}--{method}"):
+        prepared = inputs.load_cell(params, dataset, method)
+        users, targets = prepared.held_out("test")
+        store = prepared.store(["train", "valid"], users)
+        counts = prepared.info.item_counts.numpy()
+        ranks, lists, accounts = [], [], {}
+        for seed in inputs.seeds(params, dataset, method):
+            model = inputs.trained(params, dataset, method, prepared, seed)
+            started = time.monotonic()
+            ranking = rank_targets(
+                model, store, targets, params.evaluation.batch_size, params.evaluation.topk
+            )
+            seconds = time.monotonic() - started
+            keys = {"dataset": dataset, "method": method, "seed": seed, "user_id": users}
+            ranks.append(pd.DataFrame({**keys, **_rank_columns(ranking), "target_n_train": counts[targets]}))
+            assert ranking.topk is not None
+            topk = ranking.topk.numpy()  # (U, K)
+            lists.append(pd.DataFrame({**keys, "target_item_id": targets.numpy(), "topk": list(topk)}))
+            accounts[str(seed)] = _account(ranking, topk[:, :10], counts, seconds)
+        schemas.write("ranks", pd.concat(ranks), study.ranks(dataset, method))
+        schemas.write("lists", pd.concat(lists), study.lists(dataset, method))
+        record = {"dataset": dataset, "method": method, "seeds": accounts, "environment": environment()}
+        study.write_json(study.cell("evaluate", dataset, method), record)
+
+
+def _rank_columns(ranking: Ranking) -> dict[str, np.ndarray]:
+    return {
+        "rank": ranking.rank.numpy(),
+        "rank_unmasked": ranking.rank_unmasked.numpy(),
+        "n_candidates": ranking.n_candidates.numpy(),
+        "n_ties": ranking.n_ties.numpy(),
+    }
+
+
+def _account(ranking: Ranking, top10: np.ndarray, counts: np.ndarray, seconds: float) -> dict[str, Any]:
+    """What cannot be recomputed from ranks: the lists' breadth, their popularity, and the cost."""
+    return {
+        "coverage@10": len(np.unique(top10)) / (len(counts) - 1),
+        "mean_popularity@10": float(counts[top10].mean()),
+        "tie_share": float((ranking.n_ties > 0).float().mean()),
+        "users": len(top10),
+        "seconds": round(seconds, 2),
+        "users_per_second": round(len(top10) / seconds),
+    }
+
+
+if __name__ == "__main__":
+    study.run(main)

@@ -1,0 +1,27 @@
+"""Raw files to the prepared tables of one dataset, with its statistics."""
+
+from pathlib import Path
+
+import study
+import typer
+
+from ballast.data import readers, schemas
+from ballast.data.preparation import dataset_params, prepare
+from ballast.reproducibility import atomic_path, output_lock
+
+
+def main(dataset: str = typer.Option()) -> None:
+    params = dataset_params(study.params(), dataset)
+    with output_lock(study.SCRATCH, f"preprocess-{dataset}"):
+        raw = readers.read(study.raw(dataset), params.reader, f"params.yaml: datasets.{dataset}.reader")
+        prepared = prepare(dataset, raw, params)
+        with atomic_path(study.prepared(dataset)) as folder:
+            schemas.write("items", prepared.items, folder / "items.parquet")
+            schemas.write("users", prepared.users, folder / "users.parquet")
+            schemas.write("interactions", prepared.interactions, folder / "interactions.parquet")
+            study.write_json(folder / "stats.json", prepared.stats)
+        study.write_json(Path("reports/cells/preprocess") / f"{dataset}.json", prepared.stats)
+
+
+if __name__ == "__main__":
+    study.run(main)

@@ -1,0 +1,125 @@
+"""Train one method on one dataset, all seeds: data/models/<d>/<m>/ and reports/cells/train/<d>--<m>.json."""
+
+import hashlib
+import json
+import resource
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import inputs
+import study
+import typer
+
+from ballast.errors import BallastError
+from ballast.models import registry
+from ballast.models.method import Method
+from ballast.models.training import Validation, fit
+from ballast.params import MethodParams, Params
+from ballast.reproducibility import atomic_path, config_hash, environment, output_lock, prepare_process
+
+
+def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
+    prepare_process()
+    params = study.params()
+    cell = params.cell(dataset, method)
+    chosen = inputs.config(cell, f"params.yaml: methods.{method}")
+    with output_lock(study.SCRATCH, f"train-{dataset}--{method}"):
+        prepared = inputs.load_cell(params, dataset, method)
+        source = _pretrained(params, method)
+        scratch = study.SCRATCH / "train" / _run_key(cell, dataset, method, prepared.digest, source)
+        accounts = {}
+        with atomic_path(study.model(dataset, method)) as folder:
+            folder.mkdir()
+            for seed in inputs.seeds(params, dataset, method):
+                state = scratch / f"seed-{seed}.safetensors"
+                label = f"{dataset} {method} seed {seed}"
+                accounts[str(seed)] = _train_seed(cell, chosen, prepared, seed, state, source, label)
+                shutil.copyfile(state, folder / state.name)
+        record = {"dataset": dataset, "method": method, "config": asdict(cell), "seeds": accounts,
+                  "environment": environment()}  # fmt: skip
+        study.write_json(study.cell("train", dataset, method), record)
+        shutil.rmtree(scratch)
+
+
+def _train_seed(
+    cell: MethodParams,
+    chosen: Any,
+    prepared: inputs.Prepared,
+    seed: int,
+    state: Path,
+    source: Path | None,
+    label: str,
+) -> dict[str, Any]:
+    """Train one seed, or take it from the scratch folder if an ended run had got that far."""
+    account = state.with_suffix(".json")
+    if account.exists():
+        return dict(json.loads(account.read_text()))
+    train = prepared.store(["train"])
+    users, targets = prepared.held_out("valid")
+    validation = Validation(prepared.store(["train"], users), targets)
+    if registry.method_class(cell.method).is_trained_by_steps:
+        model = inputs.fresh(cell, chosen, prepared.info, seed)
+        if source is not None:
+            registry.adopt(model, source)
+        result = fit(
+            model, train, validation, cell.training, seed, state.with_suffix(".ckpt"), label=label
+        ).summary()
+    else:
+        model, result = _count(cell, chosen, prepared, train, validation)
+    result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    with atomic_path(state) as temporary:
+        registry.save(model, temporary)
+    study.write_json(account, result)
+    return result
+
+
+def _count(
+    cell: MethodParams, chosen: Any, prepared: inputs.Prepared, train: Any, validation: Validation
+) -> tuple[Method, dict[str, Any]]:
+    """Fit a counting method; where it names candidates, keep the one with the best validation NDCG@10."""
+    candidates = chosen.candidates() if hasattr(chosen, "candidates") else [chosen]
+    best: tuple[float, Method, Any] | None = None
+    seconds: list[float] = []
+    for candidate in candidates:
+        started = time.monotonic()
+        model = inputs.fresh(cell, candidate, prepared.info, 0)
+        model.fit_sequences(train.items, train.offsets)
+        ndcg = validation.ndcg(model.eval())
+        seconds.append(time.monotonic() - started)
+        if best is None or ndcg > best[0]:
+            best = (ndcg, model, candidate)
+    assert best is not None
+    return best[1], {
+        "epochs": 0,
+        "best_epoch": 0,
+        "valid_ndcg@10": best[0],
+        "seconds": round(sum(seconds), 2),
+        "seconds_per_epoch": 0.0,
+        "targets_per_second": 0,
+        "history": [],
+        "trials": len(seconds),
+        "chosen": asdict(best[2]),
+    }
+
+
+def _pretrained(params: Params, method: str) -> Path | None:
+    """The state that a transfer method starts from; None for the others."""
+    return study.pretrained(method) / "state.safetensors" if method in params.transfer_methods else None
+
+
+def _run_key(cell: MethodParams, dataset: str, method: str, data: str, source: Path | None) -> str:
+    """Names the scratch folder: a run resumes only what had the same data, config and code."""
+    code = Path("reports/code.json")
+    if not code.exists():
+        raise BallastError(f"{code}: not found; run the fingerprint stage first: dvc repro -s fingerprint")
+    fingerprint = json.loads(code.read_text())["train"].get(method, "")
+    start = hashlib.sha256(source.read_bytes()).hexdigest() if source is not None else ""
+    return f"{dataset}--{method}--{config_hash(data, fingerprint, asdict(cell), start)}"
+
+
+if __name__ == "__main__":
+    study.run(main)

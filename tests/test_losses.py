@@ -1,0 +1,165 @@
+"""Losses against torch's own, in value and gradient."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ballast.data.sequences import sample_negatives
+from ballast.errors import BallastError
+from ballast.models import losses
+
+POSITIONS, DIM, ITEMS = 23, 6, 40
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(scale=1.0, dtype=torch.float64, positions=POSITIONS, items=ITEMS):
+    rng = seeded()
+    hidden = torch.randn(positions, DIM, generator=rng, dtype=torch.float64) * scale
+    table = torch.randn(items + 1, DIM, generator=rng, dtype=torch.float64)
+    targets = torch.randint(1, items + 1, (positions,), generator=rng)
+    return hidden.to(dtype).requires_grad_(), targets, table.to(dtype).requires_grad_()
+
+
+def build(name, **settings):
+    return losses.build({"name": name, **settings}, "params.yaml: loss")
+
+
+def reference(hidden, targets, table):
+    logits = hidden @ table.T
+    hide = torch.zeros(table.shape[0], dtype=logits.dtype)
+    hide[0] = -torch.inf
+    return functional.cross_entropy(logits + hide, targets)
+
+
+def gradients(loss, *inputs):
+    return torch.autograd.grad(loss * 1.7, inputs)  # a factor, so that the outer gradient counts
+
+
+@pytest.mark.parametrize("block", [1, ITEMS + 1, 5 * (ITEMS + 1), 7 * (ITEMS + 1) + 3, 1 << 23])
+def test_cross_entropy_equals_torch(block):
+    hidden, targets, table = draw()
+    ours = build("cross_entropy", block=block)(hidden, targets, table, None, seeded())
+    theirs = reference(hidden, targets, table)
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-10)
+    for mine, yours in zip(gradients(ours, hidden, table), gradients(theirs, hidden, table), strict=True):
+        torch.testing.assert_close(mine, yours, atol=1e-10, rtol=0)
+
+
+def test_cross_entropy_agrees_with_finite_differences():
+    hidden, targets, table = draw(positions=4, items=7)
+    loss = build("cross_entropy", block=16)
+    assert torch.autograd.gradcheck(lambda h, t: loss(h, targets, t, None, seeded()), (hidden, table))
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 200.0), (torch.float64, 2000.0)])
+@pytest.mark.parametrize("block", [1, 1 << 23])
+def test_cross_entropy_where_probabilities_underflow(dtype, scale, block):
+    hidden, targets, table = draw(scale, dtype)
+    scores = (hidden @ table[1:].T).detach()
+    targets[::2] = scores.argmax(1)[::2] + 1  # rows that underflow beside rows that do not
+    likelihood = torch.softmax(scores, 1).gather(1, targets[:, None] - 1)
+    assert (likelihood == 0).any()  # or the case would test nothing
+    assert (likelihood > 0.1).any()
+    ours = build("cross_entropy", block=block)(hidden, targets, table, None, seeded())
+    theirs = reference(hidden, targets, table)
+    torch.testing.assert_close(ours, theirs)
+    for mine, yours in zip(gradients(ours, hidden, table), gradients(theirs, hidden, table), strict=True):
+        torch.testing.assert_close(mine, yours)
+
+
+def test_cross_entropy_never_learns_padding():
+    hidden, targets, table = draw()
+    with torch.no_grad():
+        table[0] = 50.0  # whatever stands there must neither compete nor move
+    loss = build("cross_entropy")(hidden, targets, table, None, seeded())
+    to_hidden, to_table = gradients(loss, hidden, table)
+    assert to_table[0].eq(0).all()
+    assert to_table[1:].ne(0).any(1).all()
+    changed = table.detach().clone()
+    changed[0] = -3.0
+    again = build("cross_entropy")(hidden, targets, changed.requires_grad_(), None, seeded())
+    assert again.item() == pytest.approx(loss.item(), abs=1e-12)
+    torch.testing.assert_close(gradients(again, hidden)[0], to_hidden)
+
+
+def test_cross_entropy_under_autocast():
+    hidden, targets, table = draw(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = build("cross_entropy")(hidden, targets, table, None, seeded())
+    theirs = reference(hidden, targets, table)
+    assert ours.dtype == torch.float32
+    assert ours.item() == pytest.approx(theirs.item(), rel=0.01)
+    for mine, yours in zip(gradients(ours, hidden, table), gradients(theirs, hidden, table), strict=True):
+        assert mine.dtype == torch.float32
+        assert float(functional.cosine_similarity(mine.flatten(), yours.flatten(), dim=0)) > 0.999
+
+
+@pytest.mark.parametrize(("sharing", "negatives"), [("batch", 200_000), ("position", 20_000)])
+def test_sampled_softmax_nears_the_full_one(sharing, negatives):
+    hidden, targets, table = draw(items=400)
+    loss = build("sampled_softmax", negatives=negatives, sharing=sharing)
+    ours = loss(hidden, targets, table, None, seeded(1))
+    theirs = reference(hidden, targets, table)
+    assert ours.item() == pytest.approx(theirs.item(), abs=0.02)
+    for mine, yours in zip(gradients(ours, hidden, table), gradients(theirs, hidden, table), strict=True):
+        assert float(functional.cosine_similarity(mine.flatten(), yours.flatten(), dim=0)) > 0.995
+    assert gradients(loss(hidden, targets, table, None, seeded(1)), table)[0][0].eq(0).all()
+
+
+def test_sampled_softmax_without_correction():
+    hidden, targets, table = draw(items=400)
+    plain = build("sampled_softmax", negatives=64, is_corrected=False)(
+        hidden, targets, table, None, seeded(1)
+    )
+    drawn = torch.randint(1, 401, (1, 64), generator=seeded(1))[0]
+    logits = torch.cat([(hidden * table[targets]).sum(1, keepdim=True), hidden @ table[drawn].T], 1)
+    keep = torch.cat([torch.ones(POSITIONS, 1, dtype=torch.bool), drawn != targets[:, None]], 1)
+    expected = -torch.log((logits[:, 0].exp()) / (logits.exp() * keep).sum(1)).mean()
+    assert plain.item() == pytest.approx(expected.item())
+
+
+def test_sampled_softmax_masks_the_target():
+    """Where every negative is the target there is nothing to lose."""
+    hidden, _, table = draw(items=1)
+    loss = build("sampled_softmax", negatives=8, is_corrected=False)
+    assert loss(hidden, torch.ones(POSITIONS, dtype=torch.int64), table, None, seeded()).item() == 0
+
+
+@pytest.mark.parametrize("negatives", [1, 5])
+def test_bce_by_definition(negatives):
+    hidden, targets, table = draw(items=400)
+    exclude = torch.stack([targets, targets.roll(1)], 1)
+    loss = build("bce", negatives=negatives)
+    assert loss.needs_exclude
+    ours = loss(hidden, targets, table, exclude, seeded(2))
+    drawn = sample_negatives((POSITIONS, negatives), 400, exclude, seeded(2))
+    positive = torch.sigmoid((hidden * table[targets]).sum(1)).log()
+    negative = (1 - torch.sigmoid((hidden[:, None] * table[drawn]).sum(2))).log().sum(1)
+    assert ours.item() == pytest.approx(-(positive + negative).mean().item())
+
+
+def test_bce_stays_finite():
+    hidden, targets, table = draw(scale=1e4, dtype=torch.float32)
+    loss = build("bce")(hidden, targets, table, targets[:, None], seeded())
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, hidden, table))
+
+
+@pytest.mark.parametrize("name", list(losses.LOSSES))
+def test_same_generator_same_loss(name):
+    hidden, targets, table = draw(items=400)
+    values = [
+        build(name)(hidden, targets, table, targets[:, None], seeded(seed)).item() for seed in (3, 3, 4)
+    ]
+    assert values[0] == values[1]
+    assert (values[0] == values[2]) == (name == "cross_entropy")  # the others draw negatives
+
+
+def test_unknown_names_and_settings():
+    with pytest.raises(BallastError, match=r"params\.yaml: loss: unknown loss 'bpr'; known: cross_entropy"):
+        build("bpr")
+    with pytest.raises(BallastError, match=r"negative.*did you mean 'negatives'"):
+        build("sampled_softmax", negative=3)

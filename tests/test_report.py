@@ -1,0 +1,496 @@
+"""The report stage on a small made-up study: its numbers, its refusals, its page."""
+
+import dataclasses
+import doctest
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from ballast.data import schemas
+from ballast.errors import BallastError
+from ballast.params import load
+from ballast.reporting import plots, tables
+
+ROOT = Path(__file__).resolve().parents[1]
+DATASETS = {"toys": 120, "shop": 90}  # users
+METHODS = {"popularity": "popularity", "item-knn": "item_knn", "sasrec": "next_item"}
+SEEDS = [0, 1, 2]
+STRENGTH = {"popularity": 0.05, "item-knn": 0.3, "sasrec": 0.9}
+ITEMS = 200
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def write_params(folder, datasets=DATASETS, methods=METHODS, **report):
+    data = {
+        "root": "../..",
+        "study": {"name": "made-up", "title": "A made-up study", "question": "Does the report hold?"},
+        "datasets": {
+            name: {
+                "label": name.title(),
+                "terms": "none & free",
+                "source": {"files": []},
+                "reader": {"name": "tabular"},
+                "seeds": SEEDS,
+                "is_simulated": name == "shop",
+            }
+            for name in datasets
+        },
+        "targets": list(datasets),
+        "content_datasets": [],
+        "features": {},
+        "methods": {name: {"label": name.upper(), "method": file} for name, file in methods.items()},
+        "content_methods": {},
+        "transfer_methods": {},
+        "transfer": {},
+        "cells": {dataset: {method: {} for method in methods} for dataset in datasets},
+        "evaluation": {},
+        "robustness": {"users": 40, "kinds": ["insert", "shuffle"], "budgets": [0.0, 0.2, 0.5]},
+        "report": {"bootstrap_draws": 300, **report},
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+    return load(folder / "params.yaml")
+
+
+def draw_ranks(rng, users, strength):
+    """Ranks from 1 to ITEMS, lower for a stronger method."""
+    return 1 + np.minimum(rng.geometric(0.002 + 0.1 * strength, users), ITEMS - 1)
+
+
+def ranks_table(dataset, method, users, seeds, strength):
+    counts = np.random.default_rng(5).choice([0, 2, 5, 20, 80], users)
+    parts = []
+    for seed in seeds:
+        rank = draw_ranks(np.random.default_rng([seed, len(method)]), users, strength)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "dataset": dataset,
+                    "method": method,
+                    "seed": np.int32(seed),
+                    "user_id": np.arange(1, users + 1, dtype=np.int32),
+                    "rank": rank,
+                    "rank_unmasked": rank + 1,
+                    "n_candidates": ITEMS,
+                    "n_ties": 0,
+                    "target_n_train": counts,
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def robustness_table(ranks, params, strength):
+    parts = []
+    own = ranks[ranks["user_id"] <= params.robustness.users]
+    for kind in params.robustness.kinds:
+        for budget in params.robustness.budgets:
+            part = own[["dataset", "method", "seed", "user_id"]].assign(
+                condition=kind,
+                surface="history",
+                norm="share",
+                budget=np.float32(budget),
+                clean_rank=own["rank"],
+                rank=(own["rank"] * (1 + budget * strength)).astype(int),
+                size=np.float32(budget),
+                truncated=False,
+                rbo=np.float32(1 - budget),
+            )
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def write_cell(folder, params, dataset, method, users, strength, is_fixed):
+    seeds = SEEDS[:1] if is_fixed else SEEDS
+    name = f"{dataset}--{method}"
+    ranks = ranks_table(dataset, method, users, seeds, strength)
+    schemas.write("ranks", ranks, folder / f"reports/ranks/{name}.parquet")
+    table = robustness_table(ranks, params, strength)
+    schemas.write("robustness", table, folder / f"reports/robustness/{name}.parquet")
+    history = [
+        {"epoch": e, "loss": 5 / e, "valid_ndcg@10": 0.1 - 0.1 / e, "seconds": 1.0} for e in range(1, 9)
+    ]
+    train = {
+        "epochs": 0 if is_fixed else 8,
+        "best_epoch": 0 if is_fixed else 8,
+        "seconds": 8.0,
+        "targets_per_second": 1e4,
+        "parameters": 1000,
+        "peak_memory_mb": 100.0,
+        "history": [] if is_fixed else history,
+    }
+    evaluate = {"coverage@10": 0.5, "mean_popularity@10": 33.0, "tie_share": 0.0, "users": users}
+    key = {"dataset": dataset, "method": method}
+    config = dataclasses.asdict(params.cell(dataset, method))
+    environment = {"device": "a processor", "threads": 1}
+    cells = {
+        "train": {
+            **key,
+            "config": config,
+            "seeds": dict.fromkeys(map(str, seeds), train),
+            "environment": environment,
+        },
+        "evaluate": {**key, "seeds": dict.fromkeys(map(str, seeds), evaluate), "environment": environment},
+        "robustness": {
+            **key,
+            "config": dataclasses.asdict(params.robustness),
+            "seeds": {str(seed): {"seconds": 1.0} for seed in seeds},
+            "noise_hashes": {"insert@0.2": "ab"},
+        },
+    }
+    for stage, cell in cells.items():
+        path = folder / f"reports/cells/{stage}/{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(cell))
+
+
+def make_study(folder, datasets=DATASETS, methods=METHODS, strength=STRENGTH, **report):
+    params = write_params(folder, datasets, methods, **report)
+    for dataset, users in datasets.items():
+        for method in methods:
+            fixed = method in ("popularity", "item-knn", "feature-knn")
+            write_cell(folder, params, dataset, method, users, strength[method], fixed)
+        path = folder / f"reports/cells/preprocess/{dataset}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stats = {
+            "users": users,
+            "items": ITEMS,
+            "interactions": 9 * users,
+            "density": 0.045,
+            "mean_length": 9.0,
+        }
+        path.write_text(json.dumps(stats))
+    return params
+
+
+@pytest.fixture(scope="module")
+def stage():
+    """stages/report.py as a module."""
+    sys.path.insert(0, str(ROOT / "stages"))
+    try:
+        spec = importlib.util.spec_from_file_location("report_stage", ROOT / "stages/report.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "stages"))
+    return module
+
+
+CALIBRATION = [
+    {"dataset": "toys", "method": "sasrec", "metric": "ndcg@10", "theirs": 9.0, "source": "a <book>"},
+    {"dataset": "toys", "method": "sasrec", "metric": "hr@10", "theirs": 0.9, "minimum": 0.01, "source": "b"},
+]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, stage):
+    """A study with its report written."""
+    folder = tmp_path_factory.mktemp("study")
+    make_study(folder, calibration=CALIBRATION)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        stage.main()
+    return folder
+
+
+def table(study, name):
+    return pd.read_csv(study / f"reports/tables/{name}.csv")
+
+
+def test_metrics_equal_a_direct_computation(study):
+    found = json.loads((study / "reports/metrics.json").read_text())
+    assert list(found) == list(DATASETS)
+    for dataset in DATASETS:
+        assert list(found[dataset]) == list(METHODS)
+        for method in METHODS:
+            ranks = pd.read_parquet(study / f"reports/ranks/{dataset}--{method}.parquet").astype(
+                {"rank": float}
+            )
+            gain = (1 / np.log2(1 + ranks["rank"])).where(ranks["rank"] <= 10, 0.0)
+            row = found[dataset][method]
+            assert row["ndcg@10"] == round(gain.groupby(ranks["seed"]).mean().mean(), 5)
+            assert row["hr@5"] == pytest.approx((ranks["rank"] <= 5).mean(), abs=1e-5)
+            assert row["hr@10-unmasked"] == pytest.approx((ranks["rank"] <= 9).mean(), abs=1e-5)
+            assert row["coverage@10"] == 0.5
+            tail = ranks[ranks["target_n_train"] < 10]
+            assert row["tail_hr@10"] == pytest.approx((tail["rank"] <= 10).mean(), abs=1e-5)
+
+
+def test_tables_sum_up(study):
+    accuracy = table(study, "accuracy").set_index(["dataset", "method"])
+    popularity = table(study, "popularity")
+    for key, bins in popularity.groupby(["dataset", "method"]):
+        assert bins["users"].sum() == DATASETS[key[0]]
+        weighted = (bins["ndcg@10"] * bins["users"]).sum() / bins["users"].sum()
+        assert weighted == pytest.approx(accuracy.loc[key, "ndcg@10"])
+    assert len(table(study, "tests")) == 2 * 3  # all pairs of three methods on two datasets
+    tests = table(study, "tests").set_index(["dataset", "method_a", "method_b"])
+    for (dataset, a, b), row in tests.iterrows():
+        difference = accuracy.loc[(dataset, a), "ndcg@10"] - accuracy.loc[(dataset, b), "ndcg@10"]
+        assert row["difference"] == pytest.approx(difference)
+        assert row["p_holm"] >= row["p"]
+    assert accuracy.loc[("toys", "popularity"), "seeds"] == 1
+    assert np.isnan(accuracy.loc[("toys", "popularity"), "ndcg@10_sd"])
+    assert accuracy.loc[("toys", "sasrec"), "seeds"] == 3
+
+
+def test_robustness_by_hand(study):
+    frame = table(study, "robustness").set_index(["dataset", "method", "condition", "budget"])
+    ranks = pd.read_parquet(study / "reports/robustness/toys--sasrec.parquet").astype({"rank": float})
+    own = ranks[(ranks["condition"] == "insert") & np.isclose(ranks["budget"], 0.5)].astype(
+        {"clean_rank": float}
+    )
+    gain = [(1 / np.log2(1 + own[c])).where(own[c] <= 10, 0.0).mean() for c in ("rank", "clean_rank")]
+    row = frame.loc[("toys", "sasrec", "insert", 0.5)]
+    assert row["relative"] == pytest.approx(gain[0] / gain[1])
+    assert row["low"] <= row["relative"] <= row["high"]
+    assert row["rbo"] == pytest.approx(0.5)
+    assert row["users"] == 40
+    assert frame.loc[("toys", "sasrec", "insert", 0.0), "relative"] == 1
+    metrics = json.loads((study / "reports/metrics.json").read_text())["toys"]["sasrec"]
+    middle = frame.loc[("toys", "sasrec", "insert", 0.2), "relative"]
+    area = (0.2 * (1 + middle) / 2 + 0.3 * (middle + row["relative"]) / 2) / 0.5
+    assert metrics["robustness_area-insert"] == pytest.approx(area, abs=1e-5)
+
+
+def test_verdicts_follow_the_planted_order(study):
+    claims = table(study, "claims").set_index(["dataset", "text"])["verdict"]
+    assert claims["shop", "Sequence beats co-occurrence beats popularity on Shop"] == "holds"
+    assert claims["toys", "SASREC ranks better than POPULARITY on Toys"] == "holds"
+    page = (study / "reports/index.html").read_text()
+    assert "SASREC has the highest NDCG@10" in page
+    assert "better than all 2 other methods" in page
+
+
+def test_calibration_passes_and_fails(study):
+    frame = table(study, "calibration").set_index("metric")
+    assert frame["verdict"].to_dict() == {"ndcg@10": "fail", "hr@10": "pass"}
+    ours = table(study, "accuracy").set_index(["dataset", "method"]).loc[("toys", "sasrec"), "ndcg@10"]
+    assert frame.loc["ndcg@10", "ratio"] == pytest.approx(ours / 9)
+
+
+def test_page_loads_nothing_and_escapes(study):
+    page = (study / "reports/index.html").read_text()
+    assert not re.search(r"<(script|iframe|object|embed|img|image|audio|video)\b", page)
+    for attribute in re.findall(r"\b(?:src|srcset|data|action)=", page):
+        pytest.fail(f"the page loads something: {attribute}")
+    assert not re.findall(r"url\((?!#)|@import", page)
+    loaded = re.findall(r"<link\b[^>]*href=\"([^\"]*)\"", page)
+    assert loaded == ["data:,"]  # an empty icon, so that browsers do not ask for one
+    assert "a &lt;book&gt;" in page
+    assert "none &amp; free" in page
+    assert len(page) < 1_000_000
+
+
+def test_page_links_files_that_exist(study):
+    page = (study / "reports/index.html").read_text()
+    links = {link for link in re.findall(r'href="([^"#:]+)"', page) if not link.startswith("../")}
+    assert any(link.startswith("tables/") for link in links)
+    assert [link for link in links if not (study / "reports" / link).exists()] == []
+    stages = set(re.findall(r'href="\.\./\.\./\.\./(stages/\w+\.py)"', page))
+    assert "stages/report.py" in stages
+
+
+def test_simulated_data_are_marked(study):
+    page = (study / "reports/index.html").read_text()
+    assert 'Shop <span class="mark">SIMULATED</span>' in page
+    assert "SIMULATED: Shop (n = 90 users)" in page  # in the figures themselves
+    assert "SIMULATED: Toys" not in page
+
+
+def test_ids_on_the_page_are_unique(study):
+    ids = re.findall(r'\bid="([^"]+)"', (study / "reports/index.html").read_text())
+    assert len(ids) == len(set(ids))
+
+
+def test_latex_is_balanced(study):
+    files = list((study / "reports/tables").glob("*.tex"))
+    assert len(files) == len(list((study / "reports/tables").glob("*.csv"))) == 10
+    for path in files:
+        text = path.read_text()
+        assert text.count(r"\begin{") == text.count(r"\end{") == 2
+        assert re.search(r"(?<!\\)%(?! needs)", text) is None
+        width = len(re.search(r"\\begin\{tabular\}\{(\w+)\}", text)[1])
+        rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {width - 1}
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def test_second_run_gives_the_same_bytes(study, stage, monkeypatch):
+    before = contents(study / "reports")
+    monkeypatch.chdir(study)
+    (study / "reports/figures/old.png").write_text("from an earlier study")
+    stage.main()
+    after = contents(study / "reports")
+    assert list(after) == list(before)
+    assert [str(path) for path in after if after[path] != before[path]] == []
+    assert (
+        sum(len(data) for path, data in after.items() if path.parts[0] in ("figures", "index.html"))
+        < 3_000_000
+    )
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """A study without a report yet, to be spoilt."""
+    make_study(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change(path, edit):
+    data = json.loads(path.read_text())
+    edit(data)
+    path.write_text(json.dumps(data))
+
+
+def drop_seed(folder):
+    path = folder / "reports/ranks/shop--sasrec.parquet"
+    frame = schemas.read("ranks", path)
+    schemas.write("ranks", frame[frame["seed"] != 1], path)
+
+
+def drop_user(folder):
+    path = folder / "reports/ranks/shop--item-knn.parquet"
+    frame = schemas.read("ranks", path)
+    schemas.write("ranks", frame[frame["user_id"] != 7], path)
+
+
+def copy_ranks(folder):
+    path = folder / "reports/ranks"
+    (path / "shop--sasrec.parquet").write_bytes((path / "toys--sasrec.parquet").read_bytes())
+
+
+def drop_condition(folder):
+    path = folder / "reports/robustness/shop--sasrec.parquet"
+    frame = schemas.read("robustness", path)
+    schemas.write("robustness", frame[frame["condition"] != "shuffle"], path)
+
+
+def spoil(stage, edit):
+    return lambda folder: change(folder / f"reports/cells/{stage}/shop--sasrec.json", edit)
+
+
+CASES = {
+    "missing cell": (
+        lambda folder: (folder / "reports/cells/train/shop--sasrec.json").unlink(),
+        "shop--sasrec.*missing",
+    ),
+    "missing ranks": (
+        lambda folder: (folder / "reports/ranks/shop--sasrec.parquet").unlink(),
+        "shop--sasrec.*missing",
+    ),
+    "missing statistics": (
+        lambda folder: (folder / "reports/cells/preprocess/shop.json").unlink(),
+        "shop.*missing",
+    ),
+    "torn cell": (
+        lambda folder: (folder / "reports/cells/evaluate/shop--sasrec.json").write_text('{"seeds": '),
+        "shop--sasrec.*not valid JSON",
+    ),
+    "stale training": (
+        spoil("train", lambda cell: cell["config"]["training"].update(learning_rate=0.5)),
+        "shop--sasrec: stale.*training.learning_rate",
+    ),
+    "stale robustness": (
+        spoil("robustness", lambda cell: cell["config"].update(users=7)),
+        "shop--sasrec: stale.*users",
+    ),
+    "no config": (spoil("train", lambda cell: cell.pop("config")), "shop--sasrec: stale"),
+    "not a number": (
+        spoil("train", lambda cell: cell["seeds"]["2"]["history"][3].update(loss=float("nan"))),
+        r"shop--sasrec: seeds.2.history\[3\].loss .* not finite",
+    ),
+    "infinite coverage": (
+        spoil("evaluate", lambda cell: cell["seeds"]["1"].update({"coverage@10": float("inf")})),
+        "shop--sasrec: seeds.1.coverage@10 .* not finite",
+    ),
+    "seed dropped from ranks": (drop_seed, "shop--sasrec: its ranks has the seeds 0, 2, .* asks for 0, 1, 2"),
+    "seed dropped from cell": (
+        spoil("train", lambda cell: cell["seeds"].pop("1")),
+        "shop--sasrec: its train cell has the seeds 0, 2",
+    ),
+    "user dropped": (drop_user, "shop--item-knn: the ranks of seed 0 is not about the same users"),
+    "another dataset's ranks": (copy_ranks, "shop--sasrec: its evaluate table has dataset"),
+    "condition dropped": (drop_condition, "shop--sasrec: its robustness table has the conditions"),
+    "other noise": (
+        spoil("robustness", lambda cell: cell.update(noise_hashes={"insert@0.2": "cd"})),
+        "shop--sasrec: its corrupted histories",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_report_refuses(case, broken, stage):
+    edit, message = CASES[case]
+    edit(broken)
+    with pytest.raises(BallastError, match=message) as caught:
+        stage.main()
+    assert "\n" not in str(caught.value)
+    assert not (broken / "reports/metrics.json").exists()
+    assert not (broken / "reports/tables").exists()
+
+
+def test_training_method_with_one_seed_is_refused(broken, stage):
+    """Only methods without training steps may have fewer seeds."""
+    params = load(broken / "params.yaml")
+    write_cell(broken, params, "shop", "sasrec", DATASETS["shop"], 0.9, is_fixed=True)
+    with pytest.raises(BallastError, match="shop--sasrec: its train cell has the seeds 0, "):
+        stage.main()
+
+
+def test_cells_that_no_one_asks_for_are_not_read(broken, stage):
+    (broken / "reports/ranks/shop--old.parquet").write_text("left over")
+    stage.main()
+    assert "old" not in json.loads((broken / "reports/metrics.json").read_text())["shop"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({**CALIBRATION[0], "method": "bert"}, "toys x bert is not a cell"),
+        ({**CALIBRATION[0], "metric": "auc"}, "unknown metric 'auc'"),
+        ({**CALIBRATION[0], "their": 1}, r"calibration\[0\].their: this key is unknown"),
+        ({"dataset": "toys"}, r"calibration\[0\].method: this key is missing"),
+        ({**CALIBRATION[0], "theirs": 0}, "expected a number above 0"),
+    ],
+)
+def test_calibration_entries_are_checked(entry, message, broken, stage):
+    make_study(broken, calibration=[entry])
+    with pytest.raises(BallastError, match=message):
+        stage.main()
+
+
+def test_doctests():
+    assert doctest.testmod(tables).failed == 0
+
+
+def test_looks_are_fixed_and_distinct():
+    labels = {f"m{index}": f"M{index}" for index in range(24)}
+    style = plots.looks(labels, frozenset({"m0", "m5"}))
+    assert style["m0"].colour == style["m5"].colour == plots.GREY
+    assert len({(look.colour, look.line) for look in style.values()}) == 24
+    fewer = plots.looks(dict(list(labels.items())[:9]), frozenset({"m0", "m5"}))
+    assert all(style[name] == look for name, look in fewer.items())
+
+
+def test_names_are_moved_apart():
+    wanted = np.array([0.0, 0.01, 0.02, 0.9])
+    placed = plots._apart(wanted, 0.1, 0.0, 1.0)
+    assert (np.diff(placed) >= 0.1 - 1e-9).all()
+    assert placed.min() >= 0
+    assert placed.max() <= 1
+    assert placed.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.9])
+    assert plots._apart(wanted + 1, 0.1, 0.0, 3.0).tolist() == pytest.approx([0.91, 1.01, 1.11, 1.9])
