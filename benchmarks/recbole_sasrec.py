@@ -21,7 +21,7 @@ from recbole.trainer import Trainer
 from recbole.utils import get_model, init_seed
 
 
-class Finished(Exception):
+class FinishedError(Exception):
     """Raised out of the trainer's loop when the record says that the run is over."""
 
 
@@ -49,7 +49,7 @@ class TimedTrainer(Trainer):  # type: ignore[misc]
             loss=self.loss / self.steps,
         )
         if done:
-            raise Finished
+            raise FinishedError
         return score, result
 
 
@@ -113,7 +113,7 @@ def run(task: protocol.Task) -> protocol.Run:
             sum(p.numel() for p in model.parameters()),
             {"batch": f"{task.targets_per_step} prefixes", "anomaly_mode_as_shipped": was_anomaly_enabled},
         )
-        with contextlib.suppress(Finished):
+        with contextlib.suppress(FinishedError):
             trainer.fit(train_data, valid_data, verbose=False, saved=False)
         os.chdir(before)
     return trainer.record

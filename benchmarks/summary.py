@@ -154,7 +154,7 @@ def figure(runs: list[Run], task: Task) -> Figure:
         label = LABELS[run["system"]] if run["repeat"] == 0 else None
         curves.plot(seconds, scores, line, marker=".", color=colour, label=label)
     curves.axhline(task.target, color="0.5", linewidth=0.8)
-    curves.set(xscale="log", xlabel="training time (s)", ylabel="validation NDCG@10, history unmasked")
+    curves.set(xscale="log", xlabel="training time (s)", ylabel="validation NDCG@10 (unmasked)")
     curves.set_title(f"Beauty, n = {runs[0]['users']:,} users, {task.threads} CPU threads", fontsize="medium")
     curves.legend()
     systems = list(dict.fromkeys(run["system"] for run in runs))[::-1]

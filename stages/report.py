@@ -115,13 +115,14 @@ def _write_tables(printed: dict[str, tables.Table]) -> None:
 
 def _write_plots(found: results.Results, params: Params) -> None:
     """What `dvc plots` draws: one point a row, named by panel and method."""
-    epochs = (
-        found.training.groupby([*results.KEYS, "epoch"], sort=False)["valid_ndcg@10"].mean().reset_index()
-    )
-    frames = {"accuracy": found.accuracy, "training": epochs, "robustness": found.robustness}
+    frames = {
+        "accuracy": found.accuracy,
+        "training": results.best_so_far(found.training),
+        "robustness": found.robustness,
+    }
     columns = {
         "accuracy": ["ndcg@10", "hr@10", "low", "high"],
-        "training": ["epoch", "valid_ndcg@10"],
+        "training": ["epoch", "best_valid_ndcg@10"],
         "robustness": ["budget", "relative"],
     }
     with atomic_path(REPORTS / "plots") as folder:

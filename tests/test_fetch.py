@@ -152,12 +152,14 @@ def test_a_run_that_gave_up_is_resumed_by_the_next(server: Server, fetch: Fetch)
     message = fetch.refused(remote(server))
     assert message.startswith(f"{server.url}/data.bin: the download broke 3 times in a row (")
     assert message.endswith("100,000 bytes are kept, run again to resume")
-    assert not (fetch.raw / "data.bin").exists() and fetch.parts() == [100_000]
+    assert not (fetch.raw / "data.bin").exists()
+    assert fetch.parts() == [100_000]
     (fetch.raw).rmdir()
     server.cut_after = []
     fetch(remote(server))
     assert (fetch.raw / "data.bin").read_bytes() == BODY
-    assert server.ranges[-1] == "bytes=100000-" and server.sent == len(BODY)
+    assert server.ranges[-1] == "bytes=100000-"
+    assert server.sent == len(BODY)
 
 
 def test_a_killed_run_is_resumed_by_the_next(
@@ -170,12 +172,14 @@ def test_a_killed_run_is_resumed_by_the_next(
         raise Killed
 
     server.cut_after = [300_000]
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr("ballast.data.downloads.time.sleep", killed)
-        fetch(remote(server))
+        with pytest.raises(Killed):
+            fetch(remote(server))
     fetch.raw.rmdir()
     fetch(remote(server))
-    assert (fetch.raw / "data.bin").read_bytes() == BODY and server.sent == len(BODY)
+    assert (fetch.raw / "data.bin").read_bytes() == BODY
+    assert server.sent == len(BODY)
 
 
 def test_a_server_that_ignores_range_starts_anew(server: Server, fetch: Fetch) -> None:
@@ -201,13 +205,15 @@ def test_a_part_that_is_whole_already_is_taken(server: Server, fetch: Fetch) -> 
     fetch.raw.rmdir()
     next(fetch.folder.glob("scratch/*.part")).write_bytes(BODY)
     fetch(remote(server))
-    assert (fetch.raw / "data.bin").read_bytes() == BODY and server.sent == 100_000
+    assert (fetch.raw / "data.bin").read_bytes() == BODY
+    assert server.sent == 100_000
 
 
 def test_a_busy_server_is_asked_again(server: Server, fetch: Fetch) -> None:
     server.statuses = [503, 429]
     fetch(remote(server))
-    assert (fetch.raw / "data.bin").read_bytes() == BODY and len(server.ranges) == 3
+    assert (fetch.raw / "data.bin").read_bytes() == BODY
+    assert len(server.ranges) == 3
 
 
 def test_a_missing_file_on_the_server_is_told_at_once(server: Server, fetch: Fetch) -> None:
@@ -258,7 +264,8 @@ def test_members_of_an_archive_that_is_fetched_once(server: Server, fetch: Fetch
     assert ((fetch.raw / "one").read_bytes(), (fetch.raw / "two").read_bytes()) == (BODY, b"2")
     assert len(server.ranges) == 1
     assert list((fetch.folder / "scratch").iterdir()) == []
-    assert len(fetch.warnings) == 1 and hashlib.sha256(b"2").hexdigest() in fetch.warnings[0]
+    assert len(fetch.warnings) == 1
+    assert hashlib.sha256(b"2").hexdigest() in fetch.warnings[0]
 
 
 def test_an_archive_that_is_none_or_lacks_the_member_is_told(server: Server, fetch: Fetch) -> None:
@@ -273,7 +280,8 @@ def test_an_archive_that_is_none_or_lacks_the_member_is_told(server: Server, fet
 def test_local_folders_come_before_the_network_in_their_order(server: Server, fetch: Fetch) -> None:
     (fetch.folder / "mirror/data.bin").write_bytes(BODY)
     fetch(remote(server))
-    assert (fetch.raw / "data.bin").read_bytes() == BODY and server.ranges == []
+    assert (fetch.raw / "data.bin").read_bytes() == BODY
+    assert server.ranges == []
     (fetch.raw / "data.bin").unlink()
     fetch.raw.rmdir()
     (fetch.folder / "local/data.bin").write_bytes(b"local")
@@ -292,7 +300,8 @@ def test_an_alternative_name_is_kept_and_its_hash_is_told(fetch: Fetch) -> None:
     (fetch.folder / "local/data.bin.gz").write_bytes(b"zipped")
     fetch({"name": "data.bin", "alternatives": ["data.bin.gz"], "sha256": HASH})
     assert (fetch.raw / "data.bin.gz").read_bytes() == b"zipped"
-    assert len(fetch.warnings) == 1 and hashlib.sha256(b"zipped").hexdigest() in fetch.warnings[0]
+    assert len(fetch.warnings) == 1
+    assert hashlib.sha256(b"zipped").hexdigest() in fetch.warnings[0]
 
 
 def test_what_a_person_must_download_is_told(fetch: Fetch) -> None:
@@ -308,7 +317,8 @@ def test_folders_are_copied_optional_ones_may_lack(fetch: Fetch) -> None:
     fetch(folders=[{"name": "images"}, {"name": "posters", "is_optional": True}])
     assert (fetch.raw / "images/01/a.jpg").read_bytes() == b"a"
     assert (fetch.raw / "images/01").stat().st_mode & 0o200, "a copy that can be replaced"
-    assert len(fetch.warnings) == 1 and "posters not found" in fetch.warnings[0]
+    assert len(fetch.warnings) == 1
+    assert "posters not found" in fetch.warnings[0]
     (fetch.folder / "mirror/images/01").chmod(0o755)
     other = Fetch(fetch.folder / "other")
     other.folder.mkdir()
@@ -381,7 +391,8 @@ def test_a_failed_fetch_keeps_what_was_there(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: params.yaml: datasets.d: log.csv from mine/log.csv has sha256 ")
     assert [path.name for path in (tmp_path / "data/raw").iterdir()] == ["d"]
     assert (tmp_path / "data/raw/d/log.csv").read_text() == LOG
@@ -406,11 +417,12 @@ def test_a_simulated_shop_is_fetched_and_prepared(tmp_path: Path, stage: Callabl
     study(tmp_path, {"simulated": shop}, is_simulated=True)
     assert (stage("fetch"), stage("preprocess")) == ("", "")
     stats = yaml.safe_load((tmp_path / "data/prepared/d/stats.json").read_text())
-    assert stats["users"] == 60 and stats["is_simulated"]
+    assert stats["users"] == 60
+    assert stats["is_simulated"]
     assert stats["notes"] == {"repeats_dropped": 0, "missing_image_files": 0, "items_without_content": 0}
-    assert (
-        0.02 < stats["noise_share"] < 0.3 and stats["image_coverage"] > 0.8 and stats["text_coverage"] == 1.0
-    )
+    assert 0.02 < stats["noise_share"] < 0.3
+    assert stats["image_coverage"] > 0.8
+    assert stats["text_coverage"] == 1.0
 
 
 def test_a_full_disk_ends_with_one_line_and_keeps_what_was_there(
@@ -424,5 +436,6 @@ def test_a_full_disk_ends_with_one_line_and_keeps_what_was_there(
     (tmp_path / "data/raw/d/old").write_text("old")
     monkeypatch.setattr("ballast.data.downloads.shutil.copyfile", full)
     message = stage("fetch")
-    assert message.startswith("error: ") and "the disk is full" in message
+    assert message.startswith("error: ")
+    assert "the disk is full" in message
     assert [path.name for path in (tmp_path / "data/raw").rglob("*")] == ["d", "old"]

@@ -148,7 +148,8 @@ def test_movielens(tmp_path: Path) -> None:
     (tmp_path / "posters/3.jpg").write_bytes(b"")
     raw = read(tmp_path, name="movielens")
     assert pairs(raw) == "13 12 11", "a tie in time keeps the file's order"
-    assert raw.items["title"].tolist()[::2] == ['L"Été (1995)', "C"] and pd.isna(raw.items["title"][1])
+    assert raw.items["title"].tolist()[::2] == ['L"Été (1995)', "C"]
+    assert pd.isna(raw.items["title"][1])
     assert raw.items["category"].tolist()[0] == "Animation, Children's"
     assert raw.items["image"].dropna().tolist() == ["posters/3.jpg"]
     (tmp_path / "u.data").write_text("1\t2\t5\t20\n1\t1\t1\n")
@@ -316,7 +317,8 @@ def test_tabular_content_columns_are_optional_unless_named(tmp_path: Path) -> No
     (tmp_path / "items.csv").write_text("sku,name,price\na,Anna,\n")
     text = "user,item,timestamp\nu,a,1\nu,b,2\n"
     raw = log(tmp_path, text, items="items.csv", items_item="sku", title="name")
-    assert raw.items["title"].tolist() == ["Anna"] and raw.items["price"].isna().all()
+    assert raw.items["title"].tolist() == ["Anna"]
+    assert raw.items["price"].isna().all()
     assert raw.notes["items_without_content"] == 1
     message = bad_log(tmp_path, text, items="items.csv", items_item="sku", title="nam")
     assert message == "items.csv: column 'nam' is missing; found: sku, name, price; did you mean 'name'?"

@@ -5,6 +5,7 @@ import doctest
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import yaml
 from ballast.data import schemas
 from ballast.errors import BallastError
 from ballast.params import load
-from ballast.reporting import plots, tables
+from ballast.reporting import plots, results, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = {"toys": 120, "shop": 90}  # users
@@ -303,6 +304,7 @@ def test_simulated_data_are_marked(study):
     assert 'Shop <span class="mark">SIMULATED</span>' in page
     assert "SIMULATED: Shop (n = 90 users)" in page  # in the figures themselves
     assert "SIMULATED: Toys" not in page
+    assert "Shop · SIMULATED · 40 users, 3 seeds" in page  # robustness is about its own sample
 
 
 def test_ids_on_the_page_are_unique(study):
@@ -332,7 +334,10 @@ def test_second_run_gives_the_same_bytes(study, stage, monkeypatch):
     before = contents(study / "reports")
     monkeypatch.chdir(study)
     (study / "reports/figures/old.png").write_text("from an earlier study")
+    left_over = study / "reports/ranks/shop--old.parquet"
+    left_over.write_text("of a method that params.yaml no longer has")
     stage.main()
+    left_over.unlink()
     after = contents(study / "reports")
     assert list(after) == list(before)
     assert [str(path) for path in after if after[path] != before[path]] == []
@@ -342,12 +347,21 @@ def test_second_run_gives_the_same_bytes(study, stage, monkeypatch):
     )
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A study without a report yet."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_study(folder)
+    return folder
+
+
 @pytest.fixture
-def broken(tmp_path, monkeypatch):
-    """A study without a report yet, to be spoilt."""
-    make_study(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def broken(whole, tmp_path, monkeypatch):
+    """A copy of it, to be spoilt."""
+    folder = tmp_path / "study"
+    shutil.copytree(whole, folder)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def change(path, edit):
@@ -451,12 +465,6 @@ def test_training_method_with_one_seed_is_refused(broken, stage):
         stage.main()
 
 
-def test_cells_that_no_one_asks_for_are_not_read(broken, stage):
-    (broken / "reports/ranks/shop--old.parquet").write_text("left over")
-    stage.main()
-    assert "old" not in json.loads((broken / "reports/metrics.json").read_text())["shop"]
-
-
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -468,9 +476,17 @@ def test_cells_that_no_one_asks_for_are_not_read(broken, stage):
     ],
 )
 def test_calibration_entries_are_checked(entry, message, broken, stage):
-    make_study(broken, calibration=[entry])
+    write_params(broken, calibration=[entry])
     with pytest.raises(BallastError, match=message):
         stage.main()
+
+
+def test_best_so_far_by_hand():
+    rows = [(0, 1, 0.1), (0, 2, 0.3), (0, 3, 0.2), (1, 1, 0.5)]  # seed 1 stops after its first epoch
+    frame = pd.DataFrame(rows, columns=["seed", "epoch", "valid_ndcg@10"]).assign(dataset="d", method="m")
+    best = results.best_so_far(frame)
+    assert best["epoch"].tolist() == [1, 2, 3]
+    assert best["best_valid_ndcg@10"].tolist() == pytest.approx([0.3, 0.4, 0.4])
 
 
 def test_doctests():

@@ -135,7 +135,7 @@ def test_global_time_leaks_nothing(seed: int) -> None:
 
 
 def test_global_time_needs_times_and_sensible_shares() -> None:
-    with pytest.raises(BallastError, match="datasets.d: a global_time split needs timestamps"):
+    with pytest.raises(BallastError, match=r"datasets\.d: a global_time split needs timestamps"):
         split(frame("a1 a2 a3"), SplitParams(kind="global_time"), "datasets.d")
     for valid, test in [(0.0, 0.1), (0.1, 0.0), (0.5, 0.5)]:
         with pytest.raises(BallastError, match="must be above 0 and add up to less than 1"):
@@ -150,13 +150,15 @@ def test_ids_follow_the_raw_ids_and_counts_come_from_training_only() -> None:
     assert prepared.users["raw_user_id"].tolist() == ["a", "b"]
     assert prepared.interactions["item_id"].tolist() == [3, 2, 4, 4, 3, 2, 1]
     assert prepared.items["n_train"].tolist() == [0, 0, 2, 1]
-    assert prepared.stats["train"] == 3 and prepared.stats["cold_item_share"] == 1.0
+    assert prepared.stats["train"] == 3
+    assert prepared.stats["cold_item_share"] == 1.0
 
 
 def test_a_price_is_the_median_of_what_was_paid_in_training() -> None:
     rows = frame("a1 a2 a3 b1 b2 b3 c1 c3 c2 d2 d3 d4").assign(price=[1.0, 9, 9, 3, 9, 9, 8, 9, 9, 5, 9, 9])
     prices = prepare("d", raw(rows), params()).items.set_index("raw_item_id")["price"]
-    assert prices["1"] == 3.0 and prices["2"] == 5.0
+    assert prices["1"] == 3.0
+    assert prices["2"] == 5.0
     assert prices[["3", "4"]].isna().all(), "never sold in training: what it cost later is not known yet"
 
 

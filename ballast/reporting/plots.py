@@ -173,24 +173,19 @@ def popularity(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[s
 
 
 def training(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
-    """Validation NDCG@10 by epoch, a faint line a seed, and their mean. Columns of Results.training."""
+    """Best validation NDCG@10 so far by epoch, a panel a dataset. Columns of results.best_so_far."""
     with mpl.rc_context(_RC):
         groups = list(frame.groupby("dataset", sort=False))
         heights = _curve_heights(groups)
         figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
         for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
             ends = {}
-            for method, own in rows.groupby("method", sort=False):
-                look = style[str(method)]
-                table = own.pivot(index="epoch", columns="seed", values="valid_ndcg@10")
-                for seed in table:
-                    axis.plot(table.index, table[seed], color=look.colour, linewidth=0.6, alpha=0.35)
-                mean = table.dropna().mean(axis=1)
-                ends[str(method)] = _draw(axis, mean.index.to_numpy(), mean.to_numpy(), look)
-            axis.set_xlabel("epoch (mean while all seeds train; faint: single seeds)")
-            axis.set_ylabel("validation NDCG@10")
+            for method, curve in rows.groupby("method", sort=False):
+                x, y = curve["epoch"].to_numpy(), curve["best_valid_ndcg@10"].to_numpy()
+                ends[str(method)] = _draw(axis, x, y, style[str(method)])
+            axis.set_xlabel("epoch (flat once a method has stopped)")
+            axis.set_ylabel("best validation NDCG@10")
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axis.set_ylim(bottom=0)
             _name_ends(axis, ends, style, inches)
         figure.set_layout_engine("constrained", hspace=0.04)
     return figure

@@ -234,6 +234,23 @@ def _training(evidence: Evidence) -> pd.DataFrame:
     )
 
 
+def best_so_far(training: pd.DataFrame) -> pd.DataFrame:
+    """Best validation NDCG@10 up to each epoch, mean over seeds: what early stopping would keep.
+
+    A seed that has stopped counts with what it kept, else the mean would jump when seeds drop out.
+    Columns: dataset, method, epoch, best_valid_ndcg@10; all curves of a dataset are equally long.
+    """
+    parts = []
+    for dataset, rows in training.groupby("dataset", sort=False):
+        epochs = pd.RangeIndex(rows["epoch"].min(), rows["epoch"].max() + 1, name="epoch")
+        for method, own in rows.groupby("method", sort=False):
+            table = own.pivot(index="epoch", columns="seed", values="valid_ndcg@10").reindex(epochs)
+            best = table.ffill().cummax().mean(axis=1)
+            parts.append(pd.DataFrame({"dataset": dataset, "method": method, "best_valid_ndcg@10": best}))
+    names = ["dataset", "method", "epoch", "best_valid_ndcg@10"]
+    return pd.concat(parts).reset_index()[names] if parts else pd.DataFrame(columns=names)
+
+
 def _cost_row(cell: Cell) -> dict[str, Any]:
     train = list(cell.train["seeds"].values())
     evaluate = list(cell.evaluate["seeds"].values())

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ballast.params import Params
 from ballast.reporting import plots
 from ballast.reporting.plots import Look
-from ballast.reporting.results import Results
+from ballast.reporting.results import Results, best_so_far
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,9 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         draw = partial(plots.robustness, kind=kind, style=style, titles=_titles(params, frame))
         figures.append(StudyFigure(f"robustness-{kind}", frame, caption, draw))
     if len(results.training):
+        caption = f"{mark}Best validation NDCG@10 so far, mean over seeds."
         draw = partial(plots.training, style=style, titles=titles)
-        figures.append(
-            StudyFigure("training", results.training, f"{mark}Validation NDCG@10 during training.", draw)
-        )
+        figures.append(StudyFigure("training", best_so_far(results.training), caption, draw))
     return figures
 
 

@@ -16,15 +16,16 @@ from ballast.reporting.tables import NOTHING, Column, Row, Table, interval, numb
 def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Table]:
     """All tables by name, in the order of the page."""
     labels = {name: block.label for name, block in params.all_methods().items()}
-    headings = dataset_headings(results, params)
+    headings = dataset_headings(results.accuracy, params)
+    sampled = dataset_headings(results.robustness, params)
     tables = [
         calibration(results.accuracy, params),
         accuracy(results, labels, headings),
         cutoffs(results, labels, headings),
         tests(results, params, labels),
         popularity(results, labels, headings),
-        robustness(results, params, labels, headings),
-        budgets(results, headings),
+        robustness(results, params, labels, sampled),
+        budgets(results, sampled),
         cost(results, labels, headings),
         datasets(results, params),
         claims_table(claims, headings),
@@ -32,10 +33,10 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
     return {table.name: table for table in tables}
 
 
-def dataset_headings(results: Results, params: Params) -> dict[str, str]:
+def dataset_headings(frame: pd.DataFrame, params: Params) -> dict[str, str]:
     """Dataset id to its label with the number of users and seeds, marked where it is simulated."""
     headings = {}
-    for dataset, rows in results.accuracy.groupby("dataset", sort=False):
+    for dataset, rows in frame.groupby("dataset", sort=False):
         block = params.datasets[str(dataset)]
         mark = " · SIMULATED" if block.is_simulated else ""
         count = f"{rows['users'].iloc[0]:,} users, {len(block.seeds)} seed{'s'[: len(block.seeds) > 1]}"

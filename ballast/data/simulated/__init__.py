@@ -4,7 +4,8 @@
 config     the settings                      domains/   categories, complements, words of three shops
 style      style -> words, colours, taste    items      latent truth of the catalogue
 pictures   rendered product pictures         words      titles and descriptions
-users      histories, in order of time       shop       the tables, and their files
+choices    what a shopper takes next         users      histories, in order of time
+shop       the tables, and their files
 ```
 """
 

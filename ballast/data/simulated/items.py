@@ -1,4 +1,4 @@
-"""The catalogue's latent truth: style, category, brand, quality, price, popularity and launch of each item."""
+"""The catalogue's latent truth: style, category, brand, quality, price, popularity, launch."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from ballast.reproducibility import numpy_generator
 
 Integers = NDArray[np.int64]
 
-COLLECTION_CORRELATION = 0.6  # of the styles of two items of one collection
+COLLECTION_CORRELATION = 0.75  # of the styles of two items of one collection
 BRAND_CORRELATION = 0.35  # of the qualities of two items of one brand
 PRICE_NOISE = 0.2
 
@@ -96,8 +96,12 @@ def _shop_price(price: Floats, rng: np.random.Generator) -> Floats:
 def _launch_days(config: ShopConfig, rng: np.random.Generator) -> Floats:
     """(I,) days: most items are there at first, some come at an even pace, some in the last days."""
     last = max(config.window_days - config.arrival_days, 0.0)
-    kind = rng.random(config.items)
-    arrival = last + (config.window_days - last) * 0.9 * rng.random(config.items)
-    gradual = last * rng.random(config.items)
-    is_gradual = kind < config.arrival_share + config.gradual_share
-    return np.where(kind < config.arrival_share, arrival, np.where(is_gradual, gradual, 0.0))
+    arrivals, gradual = (
+        round(share * config.items) for share in (config.arrival_share, config.gradual_share)
+    )
+    launch = np.zeros(config.items)
+    # None later than this, so that the newest are on sale for a while, too.
+    launch[:arrivals] = last + 0.9 * (config.window_days - last) * rng.random(arrivals)
+    late = launch[arrivals : arrivals + gradual]
+    late[:] = last * rng.random(len(late))
+    return rng.permutation(launch)

@@ -189,5 +189,5 @@ def paletted(picture: Pixels) -> Image.Image:
         raise ValueError(f"{len(colours)} colours in a picture; a palette holds 256")
     palette = colours[:, None] // [65536, 256, 1] % 256
     image = Image.fromarray(index.reshape(height, width).astype(np.uint8), mode="P")
-    image.putpalette(palette.ravel().tolist())
+    image.putpalette(palette.astype(np.uint8).tobytes())
     return image

@@ -62,7 +62,7 @@ class Shop:
 
 def generate(config: ShopConfig) -> Shop:
     """Generate a shop; equal settings give an equal shop. Raises BallastError on a setting out of range."""
-    # PARSE
+    config = parse(ShopConfig, asdict(config), "simulated")
     domain = DOMAINS[config.domain]
     style = style_map(config.seed, config.domain, config.shared_style)
     catalogue = draw_catalogue(config, domain)

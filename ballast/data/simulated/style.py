@@ -82,7 +82,7 @@ def _draw(seed: int, name: str) -> dict[str, Floats]:
 
 
 def _orthogonal(rng: np.random.Generator) -> Floats:
-    return np.linalg.qr(rng.normal(size=(DIMENSIONS, DIMENSIONS)))[0]
+    return np.asarray(np.linalg.qr(rng.normal(size=(DIMENSIONS, DIMENSIONS)))[0], dtype=np.float64)
 
 
 def _rotation(skew: Floats) -> Floats:

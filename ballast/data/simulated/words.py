@@ -1,4 +1,4 @@
-"""Titles and descriptions: readable, telling of category, style, material, brand and quality, never of all."""
+"""Titles and descriptions: readable, telling of category, style, brand and quality, never of all."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from ballast.data.simulated.items import Catalogue
 from ballast.data.simulated.style import STYLE_WORDS, StyleMap
 from ballast.reproducibility import numpy_generator
 
-WORD_SHARPNESS = 1.6  # how strictly a style picks its words
-WORDS_PER_ITEM = 4
+WORD_SHARPNESS = 2.5  # how strictly a style picks its words
+WORDS_PER_ITEM = 5
 
 QUALITY_PHRASES = (
     ("good value", "everyday quality", "easy on the budget"),
@@ -86,9 +86,9 @@ def _description(
     )
     optional = (
         (0.6, f"With {detail}."),
-        (0.5, f"{phrase.capitalize()}, and {words[2]} in feel."),
-        (0.5, f"A natural choice for {occasion}."),
-        (0.7, f"From the {collection} collection."),
+        (0.5, f"{phrase.capitalize()}, with a {words[2]} feel."),
+        (0.5, f"A {words[3]} choice for {occasion}."),
+        (0.85, f"From the {collection} collection."),
         (0.5, f"Goes well with any {companion}."),
     )
     sentences = [str(rng.choice(openings)), *(text for share, text in optional if rng.random() < share)]

@@ -208,7 +208,7 @@ OUTDOOR = Domain(
             materials=("nylon", "polyester", "waxed cotton", "fleece"),
             complements=("Tents", "Hammocks"),
             silhouette=(
-                "body polygon 40 5 60 5 67 19 88 30 93 80 80 83 73 48 75 93 25 93 27 48 20 83 7 80 12 30 33 19",
+                "body polygon 40 5 60 5 67 19 88 30 93 80 80 83 73 48 75 93 25 93 27 48 20 83 7 80 12 30",
                 "trim line 2 50 19 50 93",
                 "trim ellipse 42 9 58 22",
             ),

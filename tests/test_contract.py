@@ -1,0 +1,375 @@
+"""The contract of every method, whichever files there are in ballast/models/methods.
+
+A new method, backbone or loss joins by an example in EXAMPLES; without one, a test fails.
+"""
+
+import dataclasses
+import pkgutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import inputs
+import pytest
+import torch
+from conftest import ITEMS, make_store, walk
+from torch import Tensor
+
+from ballast.data.sequences import SequenceStore
+from ballast.errors import BallastError
+from ballast.evaluation.ranking import rank_targets
+from ballast.models import backbones, losses, registry
+from ballast.models.method import Batch, DatasetInfo, Method
+from ballast.models.sequential import SequentialMethod
+from ballast.models.training import Progress, Validation, fit
+from ballast.params import MethodParams, TrainingParams
+
+
+@dataclass(frozen=True)
+class Example:
+    """A method with settings that differ from its defaults, small enough to train in a second."""
+
+    method: str
+    model: dict[str, Any] = field(default_factory=dict)
+
+
+def sequential(
+    loss: dict[str, Any], backbone: dict[str, Any] | None = None, method: str = "next_item", **more: Any
+) -> Example:
+    backbone = backbone or {"name": "sasrec", "layers": 2, "heads": 2}
+    return Example(
+        method, {"backbone": backbone, "loss": loss, "dim": 16, "max_len": 10, "dropout": 0.2, **more}
+    )
+
+
+CE = {"name": "cross_entropy"}
+EXAMPLES = {
+    "popularity": Example("popularity"),
+    "item-knn": Example("item_knn", {"window": 3, "max_len": 10, "history_decay": 0.6, "pair_decay": 0.7}),
+    "item-knn-tuned": Example("item_knn", {"max_len": 10, "tune": {"pair_decay": [0.3, 0.9]}}),
+    "feature-knn": Example("feature_knn", {"modalities": ["text", "image"], "decay": 0.6, "max_len": 10}),
+    "feature-knn-weighted": Example(
+        "feature_knn", {"modalities": ["image", "price"], "weights": {"price": 0.5}, "max_len": 10}
+    ),
+    "sasrec": sequential(CE),
+    "sasrec-blocks": sequential({"name": "cross_entropy", "block": 100}),
+    "sasrec-pre-norm": sequential(
+        CE, {"name": "sasrec", "norm": "pre", "activation": "relu", "ffn_ratio": 1, "layers": 1, "heads": 4}
+    ),
+    "sasrec-ss": sequential({"name": "sampled_softmax", "negatives": 16}),
+    "sasrec-ss-position": sequential(
+        {"name": "sampled_softmax", "negatives": 16, "sharing": "position", "is_corrected": False}
+    ),
+    "sasrec-bce": sequential({"name": "bce", "negatives": 2}),
+    "sasrec-features": sequential(CE, method="sasrec_features", modalities=["text", "image", "price"]),
+    "sasrec-features-only": sequential(CE, method="sasrec_features", modalities=["text"], has_ids=False),
+    "sasrec-features-bce": sequential({"name": "bce"}, method="sasrec_features", modalities=["image"]),
+}
+
+
+def method_of(name: str) -> type[Method]:
+    return registry.method_class(EXAMPLES[name].method)
+
+
+EVERY = sorted(EXAMPLES)
+STEPPED = [name for name in EVERY if method_of(name).is_trained_by_steps]
+COUNTED = [name for name in EVERY if not method_of(name).is_trained_by_steps]
+SEQUENTIAL = [name for name in EVERY if issubclass(method_of(name), SequentialMethod)]
+
+
+def configured(name: str, **changes: Any) -> Any:
+    example = EXAMPLES[name]
+    config = registry.configure(example.method, example.model, f"params.yaml: methods.{name}.model")
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def built(name: str, info: DatasetInfo, seed: int = 0, config: Any = None) -> Method:
+    cell = MethodParams(label=name, method=EXAMPLES[name].method, model=EXAMPLES[name].model)
+    return inputs.fresh(cell, config or configured(name), info, seed)
+
+
+def trained(name: str, info: DatasetInfo, seed: int = 0, epochs: int = 2) -> Method:
+    """The example after a few epochs on random walks, or counted on them, in evaluation mode."""
+    method = built(name, info, seed)
+    store = make_store(walk(60))
+    if method.is_trained_by_steps:
+        params = TrainingParams(batch_size=16, learning_rate=3e-3, max_epochs=epochs)
+        fit(method, store, Validation(*held_out()), params, seed)
+    else:
+        method.fit_sequences(store.items, store.offsets)
+    return method.eval()
+
+
+def held_out() -> tuple[SequenceStore, Tensor]:
+    """Other walks without their last item, and that item."""
+    histories = walk(30, seed=1)
+    return make_store([history[:-1] for history in histories]), torch.tensor([h[-1] for h in histories])
+
+
+def batch_of(histories: list[list[int]], length: int = 10) -> Batch:
+    """The last `length` items of each history, left-padded; every example reads 10."""
+    rows = [[0] * (length - len(history)) + history[-length:] for history in histories]
+    return Batch(torch.arange(1, len(rows) + 1), torch.tensor(rows))
+
+
+@pytest.fixture(scope="module")
+def models(toy_info: DatasetInfo) -> dict[str, Method]:
+    """Every example, trained a little: weights at their start hide many mistakes."""
+    return {name: trained(name, toy_info) for name in EVERY}
+
+
+# What there is an example of
+
+
+def test_every_method_backbone_and_loss_has_an_example(models: dict[str, Method]) -> None:
+    assert {example.method for example in EXAMPLES.values()} == set(registry.known_methods())
+    parts = [model for model in models.values() if isinstance(model, SequentialMethod)]
+    used = {type(model.backbone).__module__.rpartition(".")[2] for model in parts}
+    assert used == {module.name for module in pkgutil.iter_modules(backbones.__path__)}
+    assert {type(model.loss) for model in parts} == set(losses.LOSSES.values())
+
+
+# Scores
+
+
+@pytest.mark.parametrize("name", EVERY)
+@torch.inference_mode()
+def test_scores_are_finite_one_an_item(name: str, models: dict[str, Method]) -> None:
+    scores = models[name].score(batch_of(walk(7, seed=2)))
+    assert scores.shape == (7, ITEMS + 1)
+    assert scores.dtype == torch.float32
+    assert torch.isfinite(scores).all()
+    assert len(scores.unique()) > 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+@torch.inference_mode()
+def test_a_row_alone_equals_the_row_in_a_batch(name: str, models: dict[str, Method]) -> None:
+    histories = [history[:10] for history in walk(9, seed=2)]
+    together = models[name].score(batch_of(histories))
+    alone = torch.cat([models[name].score(batch_of([history], len(history))) for history in histories])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@torch.inference_mode()
+def test_evaluation_is_repeatable_bit_for_bit(name: str, models: dict[str, Method]) -> None:
+    batch = batch_of(walk(9, seed=2))
+    first = models[name].score(batch)
+    torch.manual_seed(123)  # draws elsewhere must not matter
+    assert torch.equal(models[name].score(batch), first)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@torch.inference_mode()
+def test_more_left_padding_changes_nothing(name: str, models: dict[str, Method]) -> None:
+    histories = [history[:4] for history in walk(9, seed=2)]
+    narrow = models[name].score(batch_of(histories, length=4))
+    wide = models[name].score(batch_of(histories))
+    torch.testing.assert_close(wide, narrow, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+@torch.inference_mode()
+def test_no_state_sees_a_later_item(name: str, models: dict[str, Method]) -> None:
+    model = models[name]
+    assert isinstance(model, SequentialMethod)
+    table = model.item_table()
+    history = batch_of([history[:8] for history in walk(9, seed=2, shortest=8)]).history
+    states = model.encode(history, table)
+    for place in range(3, 10):
+        changed = history.clone()
+        changed[:, place] = changed[:, place] % ITEMS + 1
+        other = model.encode(changed, table)
+        assert torch.equal(other[:, :place], states[:, :place])
+        assert not torch.isclose(other[:, place], states[:, place]).all(dim=1).any()
+
+
+@pytest.mark.parametrize("name", EVERY)
+@torch.inference_mode()
+def test_targets_and_user_never_reach_a_score(name: str, models: dict[str, Method]) -> None:
+    batch = batch_of(walk(9, seed=2))
+    scores = models[name].score(batch)
+    told = Batch(batch.user_id, batch.history, targets=batch.history.flip(1))
+    assert torch.equal(models[name].score(told), scores)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "popularity"])
+def test_the_newest_item_matters(name: str, models: dict[str, Method]) -> None:
+    """Guards the tests above: a score that ignored its history would pass them."""
+    histories = walk(9, seed=2)
+    other = [[*history[:-1], history[-1] % ITEMS + 1] for history in histories]
+    with torch.inference_mode():
+        difference = models[name].score(batch_of(histories)) - models[name].score(batch_of(other))
+    assert (difference.abs().amax(dim=1) > 1e-4).all()
+
+
+# Settings
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> set[tuple[type, str]]:
+    """Collects (Config class, field) of every setting that the project's own code reads."""
+    seen: set[tuple[type, str]] = set()
+    here = str(Path(backbones.__file__).parents[1])
+
+    def watched(config: Any) -> Any:
+        kind = type(config)
+
+        def read(self: Any, name: str) -> Any:
+            # dataclasses.replace reads every field, and means none of them.
+            if sys._getframe(1).f_code.co_filename.startswith(here):
+                seen.add((kind, name))
+            return object.__getattribute__(self, name)
+
+        watching = type(kind.__name__, (kind,), {"__getattribute__": read})
+        object.__setattr__(config, "__class__", watching)
+        return config
+
+    for module in (registry, backbones, losses):
+        parse = module.parse
+        monkeypatch.setattr(module, "parse", lambda *given, parse=parse: watched(parse(*given)))
+    return seen
+
+
+def test_every_setting_is_read(reads: set[tuple[type, str]], toy_info: DatasetInfo) -> None:
+    kinds = set()
+    for name in EVERY:
+        config = configured(name)
+        kinds.add(type(config).__mro__[1])
+        if hasattr(config, "candidates"):
+            config.candidates()
+        model = trained(name, toy_info, epochs=1)
+        store, targets = held_out()
+        rank_targets(model, store, targets)
+        if isinstance(model, SequentialMethod):
+            kinds |= {type(part.config).__mro__[1] for part in (model.backbone, model.loss)}
+    for kind in kinds:
+        own = {setting.name for setting in dataclasses.fields(kind)}
+        if issubclass(kind, backbones.Backbone.Config | losses.Loss.Config):
+            own.remove("name")  # what chose the class
+        assert own <= {name for owner, name in reads if owner is kind}, kind.__qualname__
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_mistyped_setting_is_an_error_that_names_it(name: str, toy_info: DatasetInfo) -> None:
+    method = EXAMPLES[name].method
+    where = f"params.yaml: methods.{name}.model"
+    known = [setting.name for setting in dataclasses.fields(method_of(name).Config)]
+    for key in known or ["dimension"]:
+        wrong = {**EXAMPLES[name].model, f"{key}s": 1}
+        with pytest.raises(BallastError) as error:
+            registry.configure(method, wrong, where)
+        assert str(error.value).startswith(f"{where}.{key}s: unknown key; ")
+        assert f"did you mean '{key}'?" in str(error.value) or not known
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+@pytest.mark.parametrize("part", ["backbone", "loss"])
+def test_a_mistyped_setting_of_a_part_is_an_error_that_names_it(
+    name: str, part: str, toy_info: DatasetInfo
+) -> None:
+    block = EXAMPLES[name].model[part]
+    for wrong, message in [
+        ({**block, "nme": "x"}, rf"model\.{part}\b.*\bnme: unknown key; did you mean 'name'\?$"),
+        ({**block, "name": "sasrek"}, rf"model\.{part}\b.*unknown {part} 'sasrek'; known: "),
+    ]:
+        with pytest.raises(BallastError, match=message):
+            built(name, toy_info, config=configured(name, **{part: wrong}))
+
+
+def test_an_unknown_method_is_an_error_that_names_the_known() -> None:
+    with pytest.raises(BallastError, match=r"unknown method 'next_itm'; known: .*next_item"):
+        registry.configure("next_itm", {}, "params.yaml: methods.sasrec.model")
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if "modalities" in EXAMPLES[name].model])
+def test_features_that_are_not_there_are_told_before_training(name: str, toy_info: DatasetInfo) -> None:
+    bare = dataclasses.replace(toy_info, features={}, missing={})
+    with pytest.raises(BallastError, match=r"needs (text|image) features"):
+        built(name, bare)
+
+
+# Training
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_overfits_eight_users(name: str, toy_info: DatasetInfo) -> None:
+    rng = torch.Generator().manual_seed(3)
+    histories = [(torch.randperm(ITEMS, generator=rng)[:7] + 1).tolist() for _ in range(8)]
+    last = torch.tensor([history[-1] for history in histories])
+    validation = Validation(make_store([history[:-1] for history in histories]), last)
+    vectors = {key: torch.randn(ITEMS + 1, 12, generator=rng) for key in toy_info.features}
+    present = dict.fromkeys(vectors, torch.arange(ITEMS + 1) == 0)  # no item is unknown to a content method
+    info = dataclasses.replace(toy_info, features=vectors, missing=present)
+    model = built(name, info, config=configured(name, dropout=0.0))
+    params = TrainingParams(batch_size=8, learning_rate=1e-2, max_epochs=300, patience=300)
+
+    def is_learned(now: Progress) -> bool:
+        return now.history[-1]["loss"] < 0.3 * now.history[0]["loss"] and now.best_ndcg == 1.0
+
+    progress = fit(model, make_store(histories), validation, params, seed=0, on_epoch=is_learned)
+    assert progress.history[-1]["loss"] < 0.3 * progress.history[0]["loss"]
+    assert rank_targets(model, validation.store, last).rank.tolist() == [1] * 8
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_seed_decides_the_weights(name: str, models: dict[str, Method], toy_info: DatasetInfo) -> None:
+    torch.manual_seed(99)  # what was drawn before must not matter
+    state, again, other = (
+        model.state_dict() for model in (models[name], trained(name, toy_info), trained(name, toy_info, 1))
+    )
+    assert all(torch.equal(state[key], again[key]) for key in state)
+    is_same = all(torch.equal(state[key], other[key]) for key in state)
+    assert is_same == (name in COUNTED)  # counting draws nothing, and is run with one seed
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_saved_state_gives_the_same_ranks(
+    name: str, models: dict[str, Method], toy_info: DatasetInfo, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.safetensors"
+    registry.save(models[name], path)
+    restored = registry.restore(built(name, toy_info, seed=5), path, torch.device("cpu"))
+    assert not restored.training
+    store, targets = held_out()
+    ours, theirs = (rank_targets(model, store, targets, topk=5) for model in (models[name], restored))
+    assert torch.equal(ours.rank, theirs.rank)
+    assert torch.equal(ours.topk, theirs.topk)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_declared_surfaces_exist(name: str, models: dict[str, Method]) -> None:
+    state = models[name].state_dict()
+    for surface, key in models[name].surfaces.items():
+        assert key in state, surface
+        assert state[key].is_floating_point(), surface
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_what_is_carried_over_exists(name: str, models: dict[str, Method]) -> None:
+    for prefix in getattr(models[name], "transferable", ()):
+        assert any(key.startswith(prefix) for key in models[name].state_dict()), prefix
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_the_padding_row_stays_zero(name: str, models: dict[str, Method]) -> None:
+    model = models[name]
+    assert isinstance(model, SequentialMethod)
+    assert not model.item_table()[0].any()
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_one_step_gives_every_parameter_a_gradient(name: str, toy_info: DatasetInfo) -> None:
+    model = built(name, toy_info).train()
+    histories = [history[:6] for history in walk(9, seed=2, shortest=6)]
+    batch = batch_of(histories, length=6)
+    targets = torch.tensor([[*history[1:], history[0]] for history in histories])
+    parts = model.training_step(batch.replaced(targets=targets), torch.Generator().manual_seed(0))
+    parts["loss"].backward()
+    assert all(part.numel() == 1 for part in parts.values())
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None, key
+        assert torch.isfinite(parameter.grad).all(), key
+        assert parameter.grad.any(), key
