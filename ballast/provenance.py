@@ -45,22 +45,35 @@ class _Closure:
     root: Path
     modules: dict[str, _Module | None] = field(default_factory=dict)
     reached: set[tuple[str, int]] = field(default_factory=set)
+    asked: set[tuple[str, str, str | None]] = field(default_factory=set)
+    foreign: set[str] = field(default_factory=set)
+    """What is imported from other libraries, and under which name."""
 
     def module(self, name: str) -> _Module | None:
         """The project's module of that dotted name, or None if it is somebody else's."""
         if name not in self.modules:
             stem = self.root / name.replace(".", "/")
-            paths = [path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()]
+            # Entry points import one another by bare names; what they say of paths changes no result.
+            beside = self.root / "stages" / f"{name}.py"
+            places = (stem.with_suffix(".py"), stem / "__init__.py", *([beside] if name != "study" else []))
+            paths = [path for path in places if path.is_file()]
             self.modules[name] = _Module(name, paths[0]) if paths else None
         return self.modules[name]
 
-    def reach(self, name: str, definition: str) -> None:
-        """Add a definition of a module, or the WHOLE module, with all that it uses."""
+    def reach(self, name: str, definition: str, alias: str | None = None) -> None:
+        """Add a definition of a module, or the WHOLE module, with all that it uses.
+
+        `alias` is the name that the importing module knows it by.
+        """
+        if (name, definition, alias) in self.asked:  # modules may import one another
+            return
+        self.asked.add((name, definition, alias))
         submodule = self.module(f"{name}.{definition}")
         if submodule is not None:
             self.reach(submodule.name, WHOLE)
         module = self.module(name)
         if module is None:
+            self.foreign.add(f"{name} {definition} as {alias or definition}")
             return
         # Statements that define nothing (a call at import time) act on whoever imports the module.
         chosen = [i for i, node in enumerate(module.statements) if definition == WHOLE or not _defined(node)]
@@ -77,11 +90,11 @@ class _Closure:
         for node in ast.walk(statement):
             if isinstance(node, ast.Import):
                 for alias in node.names:
-                    self.reach(alias.name, WHOLE)
+                    self.reach(alias.name, WHOLE, alias.asname)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 for alias in node.names:
                     if not is_import or wanted in (WHOLE, alias.asname or alias.name):
-                        self.reach(node.module, alias.name)
+                        self.reach(node.module, alias.name, alias.asname)
             elif isinstance(node, ast.Name) and node.id in module.definitions:
                 for other in module.definitions[node.id]:
                     self._reach_statement(module, other, node.id)
@@ -93,9 +106,7 @@ def definitions_used(root: Path, modules: Iterable[str]) -> list[tuple[str, ast.
     `root` holds the packages; names are dotted, such as "ballast.models.training"; "package.*" takes all
     modules of a package. A name that is no file below `root` is somebody else's and is passed over.
     """
-    closure = _Closure(root)
-    for name in _expanded(root, modules):
-        closure.reach(name, WHOLE)
+    closure = _closure(root, modules)
     found = []
     for name, index in sorted(closure.reached):
         module = closure.module(name)
@@ -105,11 +116,26 @@ def definitions_used(root: Path, modules: Iterable[str]) -> list[tuple[str, ast.
 
 
 def fingerprint(root: Path, modules: Iterable[str]) -> str:
-    """Hash of `definitions_used(root, modules)`, the same on every version of Python."""
-    digest = hashlib.sha256()
-    for name, statement in definitions_used(root, modules):
+    """Hash of `definitions_used(root, modules)`, the same on every version of Python.
+
+    It covers what is imported from other libraries by name, not their versions. A name with a slash is a
+    file that is no module, such as a template: its text counts.
+    """
+    names = list(modules)
+    digest = hashlib.sha256("\n".join(sorted(_closure(root, names).foreign)).encode())
+    for path in sorted(name for name in names if "/" in name):
+        digest.update((root / path).read_bytes())
+    for name, statement in definitions_used(root, names):
         digest.update(f"{name}\n{_canonical(statement)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _closure(root: Path, modules: Iterable[str]) -> _Closure:
+    closure = _Closure(root)
+    for name in _expanded(root, modules):
+        if closure.module(name) is not None:
+            closure.reach(name, WHOLE)
+    return closure
 
 
 def _expanded(root: Path, modules: Iterable[str]) -> Iterator[str]:

@@ -109,7 +109,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = holder / path.name
     try:
         yield temporary
-        if path.is_dir():
+        if path.is_dir() and temporary.exists():  # a folder that is not empty cannot be replaced in one move
             os.replace(path, holder / "replaced")
         os.replace(temporary, path)
     finally:

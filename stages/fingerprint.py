@@ -7,7 +7,8 @@ from pathlib import Path
 
 import study
 
-from ballast.params import MethodParams
+from ballast.models import registry
+from ballast.params import Params
 from ballast.provenance import fingerprint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,6 +19,7 @@ FOUND_BY_NAME = {
     "fetch": ["ballast.data.simulated.*"],
     "preprocess": ["ballast.data.readers.*"],
     "features": ["ballast.content.*"],
+    "report": ["ballast/reporting/templates/page.html.j2"],
 }
 STAGES = ("fetch", "preprocess", "features", "pool", "report")
 CELL_STAGES = ("pretrain", "train", "evaluate", "robustness")
@@ -31,19 +33,29 @@ def main() -> None:
     }
     for stage in CELL_STAGES:
         code[stage] = {
-            name: fingerprint(ROOT, [f"stages.{stage}", *_modules(method)])
-            for name, method in params.all_methods().items()
+            name: fingerprint(ROOT, [f"stages.{stage}", *_modules(params, name, stage)])
+            for name in params.all_methods()
         }
     study.write_json(OUTPUT, code)
 
 
-def _modules(method: MethodParams) -> list[str]:
-    """The files that a method's block names: its own, and its backbone's."""
-    names = [f"ballast.models.methods.{method.method}"]
-    backbone = method.model.get("backbone")
-    if isinstance(backbone, dict) and "name" in backbone:
-        names.append(f"ballast.models.backbones.{backbone['name']}")
-    return names
+def _modules(params: Params, method: str, stage: str) -> list[str]:
+    """The files that a method's block, and what its cells change, name: its own, and its backbone's.
+
+    Every block is checked on the way: a mistyped setting ends the run before anything is trained.
+    """
+    blocks = {f"methods.{method}": params.all_methods()[method]}
+    if stage != "pretrain":
+        cells = [dataset for dataset, name in params.grid() if name == method]
+        blocks |= {f"cells.{dataset}.{method}": params.cell(dataset, method) for dataset in cells}
+    names = set()
+    for where, block in blocks.items():
+        names.add(f"ballast.models.methods.{block.method}")
+        config = registry.configure(block.method, block.model, f"params.yaml: {where}.model")
+        backbone = getattr(config, "backbone", {})
+        if "name" in backbone:
+            names.add(f"ballast.models.backbones.{backbone['name']}")
+    return sorted(names)
 
 
 if __name__ == "__main__":

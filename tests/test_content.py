@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import features
 import numpy as np
@@ -119,6 +120,72 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(BallastError, match="pip install transformers"):
         image.embed_hub(image.Transformers(encoder="x"), tmp_path, [None], CPU)
+
+
+class FakeVision(torch.nn.Module):
+    """A vision model of the transformers package as seen from outside: its vector is the mean colour."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__()
+        self.output = output
+        if output == "projected":  # as CLIP has it
+            self.get_image_features = lambda pixel_values: pixel_values.mean(dim=(2, 3))
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        if self.output == "pooled":
+            return SimpleNamespace(pooler_output=pixel_values.mean(dim=(2, 3)))
+        return SimpleNamespace(last_hidden_state=pixel_values.flatten(2).transpose(1, 2))
+
+
+class FakeInputs(dict[str, torch.Tensor]):
+    def to(self, device: torch.device) -> "FakeInputs":
+        return self
+
+
+def fake_processor(images: list[Image.Image], return_tensors: str) -> FakeInputs:
+    pixels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() for picture in images]
+    return FakeInputs(pixel_values=torch.stack(pixels))
+
+
+@pytest.mark.parametrize("output", ["projected", "pooled", "hidden"])
+def test_hub_vision_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str) -> None:
+    module = SimpleNamespace(
+        AutoImageProcessor=SimpleNamespace(from_pretrained=lambda name, revision: fake_processor),
+        AutoModel=SimpleNamespace(from_pretrained=lambda name, revision: FakeVision(output)),
+    )
+    monkeypatch.setitem(sys.modules, "transformers", module)
+    names: list[str | None] = [*save_pictures(tmp_path, 3), None, "gone.png"]
+    config = image.Transformers(encoder="fake", batch_size=2)
+    found = image.embed_hub(config, tmp_path, names, CPU)
+    assert found.missing.tolist() == [False, False, False, True, True]
+    assert found.unreadable == ("gone.png",)
+    with Image.open(tmp_path / "2.png") as picture:
+        assert np.allclose(found.vectors[2], np.array(picture).mean(axis=(0, 1)), atol=1e-3)
+    with pytest.raises(BallastError, match=r"gone\.png: cannot be read"):
+        image.embed_hub(replace(config, unreadable="error"), tmp_path, names, CPU)
+    with pytest.raises(BallastError, match="none of the 1 pictures can be read"):
+        image.embed_hub(config, tmp_path, ["gone.png"], CPU)
+    assert image.embed_hub(config, tmp_path, [None, None], CPU).vectors.shape == (2, 3)
+
+
+def test_hub_text_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str, revision: str | None, device: str) -> SimpleNamespace:
+        if name != "fake":
+            raise OSError(f"no such model:\n{name}")
+        return SimpleNamespace(
+            encode=lambda lines, batch_size: np.array([[len(line), 1.0] for line in lines])
+        )
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=load))
+    found = text.embed_sentences(text.SentenceTransformers(encoder="fake"), ["ab", "", "abc"], "cpu")
+    assert found.vectors.tolist() == [[2, 1], [0, 0], [3, 1]]
+    assert found.missing.tolist() == [False, True, False]
+    assert text.embed_sentences(text.SentenceTransformers(encoder="fake"), [""], "cpu").vectors.shape == (
+        1,
+        2,
+    )
+    with pytest.raises(BallastError, match=r"encoder 'other' could not be loaded: .*no such model: other"):
+        text.embed_sentences(text.SentenceTransformers(encoder="other"), ["a"], "cpu")
 
 
 # Prices

@@ -39,12 +39,12 @@ class Contrastive(Strict):
     batch_size: Annotated[int, Field(ge=2)] = 64
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    temperature: Annotated[float, Field(gt=0)] = 0.2
-    min_crop: Annotated[float, Field(gt=0, le=1)] = 0.7
+    temperature: Annotated[float, Field(gt=0)] = 0.1
+    min_crop: Annotated[float, Field(gt=0, le=1)] = 0.8
     """Smallest share of the picture's area in a view."""
     colour_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.4
     """Largest change of brightness, contrast and saturation, relative."""
-    grey_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    grey_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of views without colour."""
     seed: int = 0
     unreadable: Literal["missing", "error"] = "missing"

@@ -98,7 +98,12 @@ def embed_hub(
     )
     model = hub.pretrained(module.AutoModel.from_pretrained, config.encoder, config.revision, where)
     model = model.to(device).eval()
-    readable, failed, parts = [], [], []
+
+    def vectors_of(pictures: list[Image.Image]) -> NDArray[np.float32]:
+        return _pooled(model, processor(images=pictures, return_tensors="pt").to(device))
+
+    readable, failed = [], []
+    parts = [vectors_of([Image.new("RGB", (64, 64))])[:0]]  # (0, F): the width, should there be no picture
     given = [(row, name) for row, name in enumerate(names) if isinstance(name, str)]
     for batch in tqdm(list(_batches(given, config.batch_size)), "pictures", unit="batch", disable=None):
         pictures = []
@@ -111,13 +116,12 @@ def embed_hub(
                     raise
                 failed.append(name)
         if pictures:
-            parts.append(_pooled(model, processor(images=pictures, return_tensors="pt").to(device)))
-    if failed and not parts:
+            parts.append(vectors_of(pictures))
+    if failed and not readable:
         raise BallastError(
             f"{folder}: none of the {len(failed)} pictures can be read, the first is {failed[0]}"
         )
-    vectors = np.concatenate(parts) if parts else np.zeros((0, int(model.config.hidden_size)), np.float32)
-    features = scattered(vectors, np.array(readable, dtype=np.int64), len(names))
+    features = scattered(np.concatenate(parts), np.array(readable, dtype=np.int64), len(names))
     return Features(features.vectors, features.missing, tuple(failed))
 
 

@@ -97,7 +97,6 @@ def embed_sentences(config: SentenceTransformers, texts: Sequence[str], device: 
     module = hub.package("sentence_transformers", where)
     model = hub.pretrained(module.SentenceTransformer, config.encoder, config.revision, where, device=device)
     rows: NDArray[np.int64] = np.flatnonzero([bool(text) for text in texts])
-    vectors: Any = model.encode([texts[row] for row in rows], batch_size=config.batch_size)  # (P, F)
-    if len(rows) == 0:
-        vectors = np.zeros((0, model.get_sentence_embedding_dimension()), np.float32)
+    filled = [texts[row] for row in rows] or [""]  # one text at least, to learn the width
+    vectors: Any = model.encode(filled, batch_size=config.batch_size)[: len(rows)]  # (P, F)
     return scattered(np.asarray(vectors, dtype=np.float32), rows, len(texts))

@@ -35,7 +35,7 @@ class SequenceStore:
     def from_interactions(
         cls, frame: pd.DataFrame, splits: Sequence[str], user_ids: np.ndarray | None = None
     ) -> "SequenceStore":
-        """The interactions of these splits; rows for `user_ids`, or for every user that has any."""
+        """The interactions of these splits; rows for `user_ids` (sorted), or for every user that has any."""
         frame = frame[frame["split"].isin(list(splits))]
         users = frame["user_id"].to_numpy()
         if user_ids is None:

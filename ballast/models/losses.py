@@ -127,8 +127,8 @@ class SampledSoftmax(Loss):
             negative = hidden @ table[drawn[0]].T  # (M, N)
         else:
             negative = torch.einsum("md,mnd->mn", hidden, table[drawn])
-        if self.config.is_corrected:  # each negative stands for (items - 1) / N items
-            negative = negative + math.log((num_items - 1) / count)
+        if self.config.is_corrected:  # each negative that is kept stands for items / N items
+            negative = negative + math.log(num_items / count)
         negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)
         logits = torch.cat([positive, negative], dim=1)  # (M, 1 + N)
         return functional.cross_entropy(logits, torch.zeros_like(targets))

@@ -13,7 +13,7 @@ from ballast.data.simulated.style import DIMENSIONS, Floats, StyleMap
 Booleans = NDArray[np.bool_]
 
 NOVELTY_DAYS = 30.0
-FIRST_COMPLEMENT = 0.72  # chance of the first of two complements
+FIRST_COMPLEMENT = 0.85  # chance of the first of two complements
 INTEREST_SPREAD = 0.2  # Dirichlet parameter: below 1, a user cares for few categories
 CURIOSITY = 0.05  # share of the interest that goes to all categories alike
 

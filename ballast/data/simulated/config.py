@@ -51,18 +51,18 @@ class ShopConfig(Strict):
 
     noise_share: Share = 0.1
     """Chance that an interaction is noise: half by popularity, half uniform, whatever the user likes."""
-    complement_share: Share = 0.65
+    complement_share: Share = 0.7
     """Chance that a genuine interaction is in a category that completes an earlier one's."""
     delayed_share: Share = 0.3
     """Share of these that complete the last genuine interaction but one, not the last."""
-    repeat_share: Share = 0.1
+    repeat_share: Share = 0.15
     """Chance that it stays in the category of the last one; else it follows the user's own interests."""
 
     zipf_exponent: NonNegative = 0.7
     """Exponent of the items' appeal to everyone by their rank."""
     taste_strength: NonNegative = 3.0
     """Weight of the match between the user's present taste and the item's style."""
-    collection_strength: NonNegative = 1.0
+    collection_strength: NonNegative = 1.2
     """Bonus of an item in the collection of the last genuine interaction."""
     price_strength: NonNegative = 0.8
     """Weight of the squared distance between the item's price level and the user's budget."""

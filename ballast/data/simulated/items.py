@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 
 from ballast.data.simulated.config import ShopConfig
 from ballast.data.simulated.domains import Domain
-from ballast.data.simulated.style import DIMENSIONS, Floats
+from ballast.data.simulated.style import DIMENSIONS, IN_WORDS, Floats
 from ballast.reproducibility import numpy_generator
 
 Integers = NDArray[np.int64]
 
-COLLECTION_CORRELATION = 0.75  # of the styles of two items of one collection
+# Of the styles of two items of one collection, by dimension: one idea in several colourways.
+COLLECTION_CORRELATION = 0.75 * IN_WORDS
 BRAND_CORRELATION = 0.35  # of the qualities of two items of one brand
 PRICE_NOISE = 0.2
 
@@ -70,7 +71,7 @@ def draw_catalogue(config: ShopConfig, domain: Domain) -> Catalogue:
     )
 
 
-def _blend(common: Floats, own: Floats, correlation: float) -> Floats:
+def _blend(common: Floats, own: Floats, correlation: float | Floats) -> Floats:
     return np.sqrt(correlation) * common + np.sqrt(1.0 - correlation) * own
 
 

@@ -16,6 +16,7 @@ Pixels = NDArray[np.uint8]
 
 SUPERSAMPLING = 4
 PALETTE_SIZE = 40  # colours a picture: keeps a 64 x 64 PNG near 2 kB
+PLAIN_BONUS = 1.0  # log-odds: most goods have no pattern
 COLOUR_CENTRES = np.array([0.68, 0.01, 0.03, 0.47, 0.01, 0.01])
 COLOUR_SPREADS = np.array([0.07, 0.06, 0.06, 0.07, 0.05, 0.05])
 
@@ -52,6 +53,7 @@ def draw_looks(config: ShopConfig, catalogue: Catalogue, style: StyleMap) -> Loo
     noise = rng.normal(size=signal.shape)
     colours = COLOUR_CENTRES + COLOUR_SPREADS * (0.9 * signal + 0.45 * noise)
     odds = catalogue.style @ style.patterns.T + rng.gumbel(size=(len(catalogue), len(PATTERNS)))
+    odds[:, PATTERNS.index("plain")] += PLAIN_BONUS
     return Looks(body=colours[:, :3], trim=colours[:, 3:], pattern=odds.argmax(axis=1))
 
 
@@ -90,7 +92,8 @@ def _compose(
     figure = body_colour + wave[..., None] * 0.6 * (trim_colour - body_colour)
     figure = figure + light[..., None] * [1.0, 0.0, 0.0]
     ground = np.array([0.955 + 0.02 * rng.normal(), 0.004 * rng.normal(), 0.006 + 0.006 * rng.normal()])
-    shadow = 0.08 * np.roll(np.maximum(body, trim), (size // 24, size // 24), axis=(0, 1))
+    offset = max(size // 24, 1)
+    shadow = 0.08 * np.pad(np.maximum(body, trim), ((offset, 0), (offset, 0)))[:size, :size]
     picture = ground - shadow[..., None] * [1.0, 0.0, 0.0]
     picture = picture + body[..., None] * (figure - picture)
     picture = picture + trim[..., None] * (trim_colour + light[..., None] * [1.0, 0.0, 0.0] - picture)

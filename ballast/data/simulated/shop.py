@@ -15,6 +15,7 @@ from ballast.data.simulated.pictures import Looks, Pixels, colour_names, draw_lo
 from ballast.data.simulated.style import Floats, StyleMap, style_map
 from ballast.data.simulated.users import Histories, draw_histories
 from ballast.data.simulated.words import write_texts
+from ballast.errors import BallastError
 from ballast.reproducibility import numpy_generator
 from ballast.strict import parse
 
@@ -63,6 +64,11 @@ class Shop:
 def generate(config: ShopConfig) -> Shop:
     """Generate a shop; equal settings give an equal shop. Raises BallastError on a setting out of range."""
     config = parse(ShopConfig, asdict(config), "simulated")
+    for first, second in (("complement_share", "repeat_share"), ("arrival_share", "gradual_share")):
+        if getattr(config, first) + getattr(config, second) > 1.0:
+            raise BallastError(
+                f"simulated: {first} and {second} are shares of one whole; their sum is above 1"
+            )
     domain = DOMAINS[config.domain]
     style = style_map(config.seed, config.domain, config.shared_style)
     catalogue = draw_catalogue(config, domain)

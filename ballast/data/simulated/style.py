@@ -82,10 +82,11 @@ def _draw(seed: int, name: str) -> dict[str, Floats]:
 
 
 def _orthogonal(rng: np.random.Generator) -> Floats:
-    return np.asarray(np.linalg.qr(rng.normal(size=(DIMENSIONS, DIMENSIONS)))[0], dtype=np.float64)
+    q, r = np.linalg.qr(rng.normal(size=(DIMENSIONS, DIMENSIONS)))
+    return q * np.sign(np.diag(r))  # the signs make it uniform over all rotations and reflections
 
 
 def _rotation(skew: Floats) -> Floats:
     """Cayley's map: an antisymmetric matrix (8, 8) to a rotation by about twice its size."""
     identity = np.eye(DIMENSIONS)
-    return np.linalg.solve(identity + skew, identity - skew)
+    return np.asarray(np.linalg.solve(identity + skew, identity - skew), dtype=np.float64)

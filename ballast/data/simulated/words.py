@@ -87,7 +87,7 @@ def _description(
     optional = (
         (0.6, f"With {detail}."),
         (0.5, f"{phrase.capitalize()}, with a {words[2]} feel."),
-        (0.5, f"A {words[3]} choice for {occasion}."),
+        (0.5, f"Our {words[3]} choice for {occasion}."),
         (0.85, f"From the {collection} collection."),
         (0.5, f"Goes well with any {companion}."),
     )

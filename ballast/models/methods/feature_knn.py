@@ -8,7 +8,7 @@ item h of the history (0 for the newest) and c(h) = decay^a(h),
 
 and 0 where there is none: an item without content is neither like nor unlike the history. Whitening
 before cosine: see `ballast.content.whitening`; it is fitted on the whole catalogue, which uses no
-interaction. An untrained row of this kind beats published content models often enough to be kept.
+interaction.
 """
 
 from dataclasses import dataclass, field
