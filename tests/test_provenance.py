@@ -216,7 +216,9 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     asked: dict[str, list[str]] = {}
 
     def note(root: Path, modules: list[str]) -> str:
-        return asked.setdefault(str(len(asked)), list(modules)) and str(len(asked) - 1)
+        key = str(len(asked))
+        asked[key] = list(modules)
+        return key
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
