@@ -31,6 +31,8 @@ GREY = "#888888"  # methods without training: the ground everything else stands 
 INK = "#1f2328"  # text and axes; becomes the page's own text colour in the SVG
 WIDTH = 5.0  # inches
 
+# A long title or label widens the picture instead of being cut at its edge.
+_WHOLE: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.08}
 _RC: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -247,11 +249,13 @@ def save(figure: Figure, frame_csv: str, folder: Path, name: str) -> None:
     """
     with mpl.rc_context(_RC):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white", **_WHOLE)
         image = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
         image.save(folder / f"{name}.png", optimize=True, dpi=(160, 160))
         figure.savefig(
-            folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None}
+            folder / f"{name}.pdf",
+            metadata={"CreationDate": None, "Creator": None, "Producer": None},
+            **_WHOLE,
         )
     (folder / f"{name}.csv").write_text(frame_csv, encoding="utf-8")
 
@@ -260,7 +264,9 @@ def as_svg(figure: Figure, name: str) -> str:
     """The figure as an element of a page, in the page's text colour and font; `name` keeps its ids apart."""
     with mpl.rc_context(_RC):
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}, **_WHOLE
+        )
     svg = buffer.getvalue()
     body = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     body = re.sub(r'\bid="', f'id="{name}-', body)
