@@ -26,6 +26,7 @@ class ItemKnn(Method):
     row_starts: Tensor
     columns: Tensor
     weights: Tensor
+    history_decay: Tensor
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):
@@ -52,6 +53,8 @@ class ItemKnn(Method):
         self.register_buffer("row_starts", torch.zeros(data.num_items + 2, dtype=torch.int64))
         self.register_buffer("columns", torch.zeros(0, dtype=torch.int32))
         self.register_buffer("weights", torch.zeros(0, dtype=torch.float32))
+        # Part of the state: where it was tuned, params.yaml does not tell what was chosen.
+        self.register_buffer("history_decay", torch.tensor(config.history_decay, dtype=torch.float64))
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):  # type: ignore[no-untyped-def]
         # The number of pairs is data: a saved state brings its own size.
@@ -83,7 +86,7 @@ class ItemKnn(Method):
     def score(self, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
         history = batch.history.cpu().numpy()
         size, length = history.shape
-        recency = (self.config.history_decay ** np.arange(length - 1, -1, -1)).astype(np.float32)
+        recency = (float(self.history_decay) ** np.arange(length - 1, -1, -1)).astype(np.float32)
         rows, places = np.nonzero(history)
         shape = (self.num_items + 1, self.num_items + 1)
         pairs = scipy.sparse.csr_matrix(
