@@ -43,6 +43,7 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	python benchmarks/sasrec_speed.py
+	python benchmarks/scaling.py
 
 clean:
 	rm -rf $(VENV) .scratch .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -105,12 +105,14 @@ class DatasetParams(Strict):
 class TrainingParams(Strict):
     """Optimisation of a gradient method; early stopping is on validation NDCG@10, always.
 
-    `precision` is that of the matrix products in training (a GPU always takes bfloat16): several times
-    faster on processors that have bfloat16 instructions, slower on those that do not.
+    `learning_rate_decay` is the factor of the rate after each epoch. `precision` is that of the matrix
+    products in training (a GPU always takes bfloat16): several times faster on processors that have
+    bfloat16 instructions, slower on those that do not.
     """
 
     batch_size: int = 256
     learning_rate: float = 1e-3
+    learning_rate_decay: float = 1.0
     weight_decay: float = 0.0
     max_epochs: int = 200
     patience: int = 10
@@ -208,14 +210,19 @@ class Params(Strict):
                 f"params.yaml: cells.{dataset}.{method} is missing: "
                 f"write `{method}: {{}}` under cells.{dataset}"
             )
-        block = {
-            "label": base.label,
-            "method": base.method,
-            "model": base.model,
-            "training": vars(base.training),
-            "pool": base.pool,
-        }
-        return parse(MethodParams, _merged(block, change), f"params.yaml: cells.{dataset}.{method}")
+        return changed(base, change, f"params.yaml: cells.{dataset}.{method}")
+
+
+def changed(base: MethodParams, change: Mapping[str, Any], where: str) -> MethodParams:
+    """A method's block with `change` laid over it; raises BallastError naming a mistyped key."""
+    block = {
+        "label": base.label,
+        "method": base.method,
+        "model": base.model,
+        "training": vars(base.training),
+        "pool": base.pool,
+    }
+    return parse(MethodParams, _merged(block, change), where)
 
 
 def load(path: Path) -> Params:

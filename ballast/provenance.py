@@ -37,6 +37,20 @@ class _Module:
                 found.setdefault(name, []).append(index)
         return found
 
+    @cached_property
+    def only_in_signatures(self) -> set[str]:
+        """Names that stand in types of arguments and results, and nowhere that is run."""
+        read, run = (
+            {
+                node.id
+                for statement in self.statements
+                for node in walk(statement)
+                if isinstance(node, ast.Name)
+            }
+            for walk in (ast.walk, _run)
+        )
+        return read - run
+
 
 @dataclass
 class _Closure:
@@ -87,13 +101,16 @@ class _Closure:
             if (module.name, index) in self.reached or _is_docstring(statement):
                 return
             self.reached.add((module.name, index))
-        for node in ast.walk(statement):
+        for node in _run(statement):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     self.reach(alias.name, WHOLE, alias.asname)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 for alias in node.names:
-                    if not is_import or wanted in (WHOLE, alias.asname or alias.name):
+                    known = alias.asname or alias.name
+                    if is_import and known in module.only_in_signatures:
+                        continue
+                    if not is_import or wanted in (WHOLE, known):
                         self.reach(node.module, alias.name, alias.asname)
             elif isinstance(node, ast.Name) and node.id in module.definitions:
                 for other in module.definitions[node.id]:
@@ -104,15 +121,10 @@ def definitions_used(root: Path, modules: Iterable[str]) -> list[tuple[str, ast.
     """(module, statement) of all code of the project that these modules run, in a fixed order.
 
     `root` holds the packages; names are dotted, such as "ballast.models.training"; "package.*" takes all
-    modules of a package. A name that is no file below `root` is somebody else's and is passed over.
+    modules of a package, "module:name" one definition. A name that is no file below `root` is somebody
+    else's and is passed over.
     """
-    closure = _closure(root, modules)
-    found = []
-    for name, index in sorted(closure.reached):
-        module = closure.module(name)
-        assert module is not None
-        found.append((name, module.statements[index]))
-    return found
+    return _statements(_closure(root, modules))
 
 
 def fingerprint(root: Path, modules: Iterable[str]) -> str:
@@ -122,19 +134,30 @@ def fingerprint(root: Path, modules: Iterable[str]) -> str:
     file that is no module, such as a template: its text counts.
     """
     names = list(modules)
-    digest = hashlib.sha256("\n".join(sorted(_closure(root, names).foreign)).encode())
+    closure = _closure(root, names)
+    digest = hashlib.sha256("\n".join(sorted(closure.foreign)).encode())
     for path in sorted(name for name in names if "/" in name):
         digest.update((root / path).read_bytes())
-    for name, statement in definitions_used(root, names):
+    for name, statement in _statements(closure):
         digest.update(f"{name}\n{_canonical(statement)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def _statements(closure: _Closure) -> list[tuple[str, ast.stmt]]:
+    found = []
+    for name, index in sorted(closure.reached):
+        module = closure.module(name)
+        assert module is not None
+        found.append((name, module.statements[index]))
+    return found
 
 
 def _closure(root: Path, modules: Iterable[str]) -> _Closure:
     closure = _Closure(root)
     for name in _expanded(root, modules):
-        if closure.module(name) is not None:
-            closure.reach(name, WHOLE)
+        module, _, definition = name.partition(":")
+        if closure.module(module) is not None:
+            closure.reach(module, definition or WHOLE)
     return closure
 
 
@@ -145,6 +168,23 @@ def _expanded(root: Path, modules: Iterable[str]) -> Iterator[str]:
             yield from (f"{name[:-2]}.{path.stem}" for path in sorted(folder.glob("*.py")))
         else:
             yield name
+
+
+def _run(node: ast.AST) -> Iterator[ast.AST]:
+    """The node and all below it, but for the types of arguments and results, which nothing reads.
+
+    The types of a class's fields stay: records are checked against them when they are read.
+    """
+    yield node
+    for name, value in ast.iter_fields(node):
+        is_signature = isinstance(node, ast.arg) or (
+            name == "returns" and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        )
+        if is_signature:
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST):
+                yield from _run(child)
 
 
 def _defined(statement: ast.stmt) -> list[str]:

@@ -59,7 +59,6 @@ def run(task: protocol.Task) -> protocol.Run:
     users = protocol.users_per_step(task, sequences)
     record = protocol.Run(
         task,
-        "ballast",
         protocol.version("ballast"),
         sum(p.numel() for p in method.parameters()),
         {"batch": f"{users} users"},
@@ -86,8 +85,10 @@ def run(task: protocol.Task) -> protocol.Run:
         learning_rate=task.learning_rate,
         max_epochs=task.max_epochs,
         patience=task.max_epochs + 1,  # the record decides when to stop, for every system alike
+        precision=task.precision,
     )
     training.fit(method, train, validation, params, task.seed, on_epoch=on_epoch)
+    record.rank(lambda: rank_targets(method, train, validation.targets, validation.batch_size, task.topk))
     return record
 
 

@@ -1,8 +1,8 @@
-"""The machine's measured float32 matrix-multiply rate, the yardstick for `matmul_share`.
+"""The machine's measured matrix-multiply rate; float32's is the yardstick for `matmul_share`.
 
-`python matmul_rate.py TASK.json RESULT.json`: GFLOP/s of a 2048 x 2048 x 2048 product and of the three
-products of the softmax over Beauty's 12,101 items and the padding, each the best of at least 5 repeats and
-1 second.
+`python matmul_rate.py TASK.json RESULT.json`: GFLOP/s of a 2048 x 2048 x 2048 product in float32 and in
+bfloat16, and in float32 of the three products of the softmax over Beauty's 12,101 items and the padding,
+each the best of at least 5 repeats and 1 second.
 """
 
 import json
@@ -15,10 +15,10 @@ import torch
 ITEMS = 12_102
 
 
-def rate(rows: int, inner: int, columns: int) -> float:
-    """GFLOP/s of (rows, inner) @ (inner, columns) in float32."""
-    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
-    result = torch.empty(rows, columns)
+def rate(rows: int, inner: int, columns: int, dtype: torch.dtype = torch.float32) -> float:
+    """GFLOP/s of (rows, inner) @ (inner, columns)."""
+    left, right = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+    result = torch.empty(rows, columns, dtype=dtype)
     best, repeats, begun = float("inf"), 0, time.perf_counter()
     while repeats < 5 or time.perf_counter() - begun < 1:
         start = time.perf_counter()
@@ -34,6 +34,7 @@ def main(task: Path, result: Path) -> None:
     step, size = settings["targets_per_step"], settings["hidden_size"]
     rates = {
         "square_2048": rate(2048, 2048, 2048),
+        "square_2048_bfloat16": rate(2048, 2048, 2048, torch.bfloat16),
         "softmax_logits": rate(step, size, ITEMS),
         "softmax_state_gradient": rate(step, ITEMS, size),
         "softmax_item_gradient": rate(ITEMS, step, size),

@@ -4,6 +4,7 @@ The floor for speed: a library's training loop has no excuse to be slower than t
 """
 
 import time
+from collections.abc import Iterator
 
 import protocol
 import torch
@@ -67,16 +68,26 @@ def train_epoch(
     return total / int((targets > 0).sum())
 
 
-@torch.no_grad()
+def scored(model: SASRec, history: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows of `history` and their (B, I) scores of the next item, all rows in turn."""
+    model.eval()
+    for rows in torch.split(torch.arange(len(history)), 512):
+        with torch.no_grad():
+            last = (history[rows] > 0).sum(1) - 1
+            hidden = model(history[rows])[torch.arange(len(rows)), last]  # (B, D)
+            yield rows, hidden @ model.items.weight.T
+
+
 def validate(model: SASRec, history: Tensor, targets: Tensor) -> float:
     """Unmasked NDCG@10 over all users. history: (U, L), targets: (U,)."""
-    model.eval()
-    values = []
-    for rows in torch.split(torch.arange(len(history)), 512):
-        last = (history[rows] > 0).sum(1) - 1
-        hidden = model(history[rows])[torch.arange(len(rows)), last]  # (B, D)
-        values.append(protocol.ndcg_at_10(hidden @ model.items.weight.T, targets[rows]))
+    values = [protocol.ndcg_at_10(scores, targets[rows]) for rows, scores in scored(model, history)]
     return torch.cat(values).mean().item()
+
+
+def rank(model: SASRec, history: Tensor, targets: Tensor, topk: int) -> None:
+    """The same with the history masked and the best items kept."""
+    for rows, scores in scored(model, history):
+        protocol.masked_ranks(scores, history[rows], targets[rows], topk)
 
 
 def run(task: protocol.Task) -> protocol.Run:
@@ -90,7 +101,7 @@ def run(task: protocol.Task) -> protocol.Run:
     model = SASRec(max(max(items) for items in sequences), task)
     optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rate)
     record = protocol.Run(
-        task, "probe", "source", sum(p.numel() for p in model.parameters()), {"batch": f"{users} users"}
+        task, "source", sum(p.numel() for p in model.parameters()), {"batch": f"{users} users"}
     )
     while True:
         start = time.perf_counter()
@@ -105,7 +116,9 @@ def run(task: protocol.Task) -> protocol.Run:
             loss=loss,
         )
         if done:
-            return record
+            break
+    record.rank(lambda: rank(model, valid_history, valid_targets, task.topk))
+    return record
 
 
 if __name__ == "__main__":

@@ -21,12 +21,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Task:
-    """One training run, the same for every system.
+    """One training run, the same for every system but for the last two settings.
 
     `targets_per_step` is the mean number of losses in one optimiser step. Training ends at the first epoch
     whose validation NDCG@10 reaches `target`, after `patience` epochs without a better one, or at a cap.
+    `precision` is that of Ballast's matrix products in training; `is_anomaly_mode_kept` leaves RecBole's
+    anomaly detection as its import sets it.
     """
 
+    system: str
     data: str
     seed: int
     threads: int
@@ -43,18 +46,27 @@ class Task:
     max_len: int = 50
     learning_rate: float = 1e-3
     targets_per_step: int = 2048
+    topk: int = 20
+    ranking_repeats: int = 5
+    precision: str = "float32"
+    is_anomaly_mode_kept: bool = False
 
 
 @dataclass
 class Run:
-    """What one system did: call `epoch` after each validation, and stop when it says so."""
+    """What one system did: call `epoch` after each validation, stop when it says so, then `rank`.
+
+    notes: `batch`, and where the system's model differs from the task's, `inner_size` and
+    `scored_items`, the items whose score one loss needs.
+    """
 
     task: Task
-    system: str
     version: str
     parameters: int
     notes: dict[str, Any] = field(default_factory=dict)
     epochs: list[dict[str, float]] = field(default_factory=list)
+    ranking_seconds: list[float] = field(default_factory=list)
+    peak_memory_mb: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     def epoch(
@@ -73,7 +85,7 @@ class Run:
         )
         number = len(self.epochs)
         print(
-            f"{self.system}: epoch {number}, loss {loss:.4f}, NDCG@10 {ndcg:.4f}, "
+            f"{self.task.system}: epoch {number}, loss {loss:.4f}, NDCG@10 {ndcg:.4f}, "
             f"{targets / train_seconds:,.0f} targets/s, "
             f"training {train_seconds:.1f} s, validation {valid_seconds:.1f} s",
             flush=True,
@@ -87,23 +99,44 @@ class Run:
             or self.epochs[-1]["wall_seconds"] >= self.task.max_minutes * 60
         )
 
+    def rank(self, ranking: Callable[[], object]) -> None:
+        """Time `ranking`, which ranks every user of the validation set and keeps the best `topk` items.
+
+        It runs once untimed, then `ranking_repeats` times. The peak memory is what it was before, that
+        of training and validation.
+        """
+        self.peak_memory_mb = peak_memory_mb()
+        ranking()
+        for _ in range(self.task.ranking_repeats):
+            start = time.perf_counter()
+            ranking()
+            self.ranking_seconds.append(time.perf_counter() - start)
+        speed = len(read_sequences(self.task)) / sorted(self.ranking_seconds)[len(self.ranking_seconds) // 2]
+        print(f"{self.task.system}: {speed:,.0f} users/s ranked, top {self.task.topk} kept", flush=True)
+
     def write(self, path: Path) -> None:
-        """The record as JSON, with the peak resident memory of this process."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        """The record as JSON."""
         data = {
-            "system": self.system,
+            "system": self.task.system,
             "version": self.version,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "parameters": self.parameters,
-            "peak_memory_mb": peak / (2**20 if sys.platform == "darwin" else 2**10),
+            "peak_memory_mb": self.peak_memory_mb,
             "notes": self.notes,
             "users": len(read_sequences(self.task)),
             "task": {**asdict(self.task), "data": Path(self.task.data).name},
             "epochs": self.epochs,
+            "ranking_seconds": self.ranking_seconds,
         }
         path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def version(package: str) -> str:
@@ -147,3 +180,14 @@ def ndcg_at_10(scores: Tensor, targets: Tensor) -> Tensor:
     scores[:, 0] = -torch.inf
     rank = (scores >= scores.gather(1, targets[:, None])).sum(1)  # (B,), 1 is first
     return torch.where(rank <= 10, 1 / torch.log2(rank + 1.0), 0.0)
+
+
+def masked_ranks(scores: Tensor, history: Tensor, targets: Tensor, topk: int) -> tuple[Tensor, Tensor]:
+    """(B,) rank of the target and (B, topk) best items, the history masked, ties against the target.
+
+    scores: (B, I), overwritten. history: (B, L) item ids, 0 where padded, without the target.
+    """
+    own = scores.gather(1, targets[:, None])
+    scores.scatter_(1, history, -torch.inf)  # padding is item 0, so column 0 goes with it
+    scores[:, 0] = -torch.inf
+    return (scores >= own).sum(1), scores.topk(min(topk, scores.shape[1] - 1)).indices

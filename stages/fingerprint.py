@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _modules(params: Params, method: str, stage: str) -> list[str]:
-    """The files that a method's block, and what its cells change, name: its own, and its backbone's.
+    """The files that a method's block, and what its cells change, name: its own, its backbone's, its loss's.
 
     Every block is checked on the way: a mistyped setting ends the run before anything is trained.
     """
@@ -48,13 +48,14 @@ def _modules(params: Params, method: str, stage: str) -> list[str]:
     if stage != "pretrain":
         cells = [dataset for dataset, name in params.grid() if name == method]
         blocks |= {f"cells.{dataset}.{method}": params.cell(dataset, method) for dataset in cells}
-    names = set()
+    names = {"ballast.params:MethodParams", "ballast.params:changed"}
     for where, block in blocks.items():
         names.add(f"ballast.models.methods.{block.method}")
         config = registry.configure(block.method, block.model, f"params.yaml: {where}.model")
-        backbone = getattr(config, "backbone", {})
-        if "name" in backbone:
-            names.add(f"ballast.models.backbones.{backbone['name']}")
+        for part, package in (("backbone", "backbones"), ("loss", "losses")):
+            chosen = getattr(config, part, {})
+            if "name" in chosen:
+                names.add(f"ballast.models.{package}.{chosen['name']}")
     return sorted(names)
 
 

@@ -13,6 +13,7 @@ import inputs
 import study
 import typer
 
+from ballast import parallel
 from ballast.errors import BallastError
 from ballast.models import registry
 from ballast.models.method import Method
@@ -26,22 +27,35 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
     params = study.params()
     cell = params.cell(dataset, method)
     chosen = inputs.config(cell, f"params.yaml: methods.{method}")
-    with output_lock(study.SCRATCH, f"train-{dataset}--{method}"):
-        prepared = inputs.load_cell(params, dataset, method)
-        source = _pretrained(params, method)
-        scratch = study.SCRATCH / "train" / _run_key(cell, dataset, method, prepared.digest, source)
-        accounts = {}
-        with atomic_path(study.model(dataset, method)) as folder:
-            folder.mkdir()
-            for seed in inputs.seeds(params, dataset, method):
-                state = scratch / f"seed-{seed}.safetensors"
-                label = f"{dataset} {method} seed {seed}"
-                accounts[str(seed)] = _train_seed(cell, chosen, prepared, seed, state, source, label)
-                shutil.copyfile(state, folder / state.name)
-        record = {"dataset": dataset, "method": method, "config": asdict(cell), "seeds": accounts,
-                  "environment": environment()}  # fmt: skip
-        study.write_json(study.cell("train", dataset, method), record)
-        shutil.rmtree(scratch)
+    with parallel.processes():
+        if not parallel.is_first():  # the first process writes; the others lend it a hand
+            _train_seeds(params, cell, chosen, dataset, method)
+            return
+        with output_lock(study.SCRATCH, f"train-{dataset}--{method}"):
+            accounts, scratch = _train_seeds(params, cell, chosen, dataset, method)
+            with atomic_path(study.model(dataset, method)) as folder:
+                folder.mkdir()
+                for seed in accounts:
+                    shutil.copyfile(scratch / f"seed-{seed}.safetensors", folder / f"seed-{seed}.safetensors")
+            record = {"dataset": dataset, "method": method, "config": asdict(cell), "seeds": accounts,
+                      "environment": environment()}  # fmt: skip
+            study.write_json(study.cell("train", dataset, method), record)
+            shutil.rmtree(scratch)
+
+
+def _train_seeds(
+    params: Params, cell: MethodParams, chosen: Any, dataset: str, method: str
+) -> tuple[dict[str, Any], Path]:
+    """Accounts of all seeds, and the scratch folder where their states lie."""
+    prepared = inputs.load_cell(params, dataset, method)
+    source = _pretrained(params, method)
+    scratch = study.SCRATCH / "train" / _run_key(cell, dataset, method, prepared.digest, source)
+    accounts = {}
+    for seed in inputs.seeds(params, dataset, method):
+        state = scratch / f"seed-{seed}.safetensors"
+        label = f"{dataset} {method} seed {seed}"
+        accounts[str(seed)] = _train_seed(cell, chosen, prepared, seed, state, source, label)
+    return accounts, scratch
 
 
 def _train_seed(
@@ -55,7 +69,9 @@ def _train_seed(
 ) -> dict[str, Any]:
     """Train one seed, or take it from the scratch folder if an ended run had got that far."""
     account = state.with_suffix(".json")
-    if account.exists():
+    is_done = account.exists()
+    parallel.wait()  # every process looks before the first one writes
+    if is_done:
         return dict(json.loads(account.read_text()))
     train = prepared.store(["train"])
     users, targets = prepared.held_out("valid")
@@ -71,9 +87,10 @@ def _train_seed(
         model, result = _count(cell, chosen, prepared, train, validation)
     result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    with atomic_path(state) as temporary:
-        registry.save(model, temporary)
-    study.write_json(account, result)
+    if parallel.is_first():
+        with atomic_path(state) as temporary:
+            registry.save(model, temporary)
+        study.write_json(account, result)
     return result
 
 

@@ -1,10 +1,11 @@
 """The contract of every method, whichever files there are in ballast/models/methods.
 
-A new method, backbone or loss joins by an example in EXAMPLES; without one, a test fails.
+A new method joins by an example in EXAMPLES, a new backbone or loss by an entry in BACKBONES or LOSSES, which
+makes one of each pair; without one, a test fails.
 """
 
 import dataclasses
-import pkgutil
+import itertools
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,13 @@ import inputs
 import pytest
 import torch
 from conftest import ITEMS, make_store, walk
-from torch import Tensor
+from torch import Tensor, nn
 
-from ballast.data.sequences import SequenceStore
+from ballast.data.sequences import Batch, SequenceStore
 from ballast.errors import BallastError
 from ballast.evaluation.ranking import rank_targets
 from ballast.models import backbones, losses, registry
-from ballast.models.method import Batch, DatasetInfo, Method
+from ballast.models.method import DatasetInfo, Method
 from ballast.models.sequential import SequentialMethod
 from ballast.models.training import Progress, Validation, fit
 from ballast.params import MethodParams, TrainingParams
@@ -44,6 +45,27 @@ def sequential(
 
 
 CE = {"name": "cross_entropy"}
+LOSSES: dict[str, dict[str, Any]] = {
+    "ce": CE,
+    "ss": {"name": "sampled_softmax", "negatives": 16},
+    "bce": {"name": "bce", "negatives": 2},
+    "gbce": {"name": "gbce", "negatives": 8, "t": 0.5},
+}
+BACKBONES: dict[str, dict[str, Any]] = {
+    "sasrec": {"name": "sasrec", "layers": 2, "heads": 2},
+    "gru4rec": {"name": "gru4rec", "layers": 2, "hidden": 12},
+    "narm": {"name": "narm", "hidden": 12},
+    "caser": {"name": "caser", "window": 4, "horizontal_filters": 6, "vertical_filters": 3},
+    "fmlp-rec": {"name": "fmlp_rec", "layers": 2},
+    "bert4rec": {"name": "bert4rec", "layers": 1, "mask_rate": 0.4, "last_rate": 0.3},
+    "cl4srec": {"name": "cl4srec", "layers": 1, "contrast": 0.05, "temperature": 2.0},
+}
+# Made from the tables above: what is dear is tested on one pair for each backbone and each loss.
+PAIRS = {
+    f"{backbone}-{loss}": sequential(LOSSES[loss], BACKBONES[backbone])
+    for backbone in BACKBONES
+    for loss in LOSSES
+}
 EXAMPLES = {
     "popularity": Example("popularity"),
     "item-knn": Example("item_knn", {"window": 3, "max_len": 10, "history_decay": 0.6, "pair_decay": 0.7}),
@@ -52,20 +74,21 @@ EXAMPLES = {
     "feature-knn-weighted": Example(
         "feature_knn", {"modalities": ["image", "price"], "weights": {"price": 0.5}, "max_len": 10}
     ),
-    "sasrec": sequential(CE),
     "sasrec-blocks": sequential({"name": "cross_entropy", "block": 100}),
     "sasrec-pre-norm": sequential(
         CE, {"name": "sasrec", "norm": "pre", "activation": "relu", "ffn_ratio": 1, "layers": 1, "heads": 4}
     ),
-    "sasrec-ss": sequential({"name": "sampled_softmax", "negatives": 16}),
     "sasrec-ss-position": sequential(
         {"name": "sampled_softmax", "negatives": 16, "sharing": "position", "is_corrected": False}
     ),
-    "sasrec-bce": sequential({"name": "bce", "negatives": 2}),
+    "sasrec-ss-batch": sequential({"name": "sampled_softmax", "negatives": 16, "sampling": "batch"}),
+    "gru4rec-of-the-items-width": sequential(CE, {"name": "gru4rec"}),
+    "narm-softmax": sequential(CE, {"name": "narm", "attention": "softmax"}),
+    "caser-of-one": sequential(CE, {"name": "caser", "window": 1}),
     "sasrec-features": sequential(CE, method="sasrec_features", modalities=["text", "image", "price"]),
     "sasrec-features-only": sequential(CE, method="sasrec_features", modalities=["text"], has_ids=False),
     "sasrec-features-bce": sequential({"name": "bce"}, method="sasrec_features", modalities=["image"]),
-}
+} | PAIRS
 
 
 def method_of(name: str) -> type[Method]:
@@ -76,6 +99,11 @@ EVERY = sorted(EXAMPLES)
 STEPPED = [name for name in EVERY if method_of(name).is_trained_by_steps]
 COUNTED = [name for name in EVERY if not method_of(name).is_trained_by_steps]
 SEQUENTIAL = [name for name in EVERY if issubclass(method_of(name), SequentialMethod)]
+# Trained by filling in what is hidden, and so bidirectional: test_backbones.py holds that nothing leaks.
+CAUSAL = [name for name in SEQUENTIAL if EXAMPLES[name].model["backbone"]["name"] != "bert4rec"]
+DISTINCT = [
+    name for name in STEPPED if name not in PAIRS or name.startswith("sasrec-") or name.endswith("-ce")
+]
 
 
 def configured(name: str, **changes: Any) -> Any:
@@ -125,9 +153,12 @@ def models(toy_info: DatasetInfo) -> dict[str, Method]:
 def test_every_method_backbone_and_loss_has_an_example(models: dict[str, Method]) -> None:
     assert {example.method for example in EXAMPLES.values()} == set(registry.known_methods())
     parts = [model for model in models.values() if isinstance(model, SequentialMethod)]
-    used = {type(model.backbone).__module__.rpartition(".")[2] for model in parts}
-    assert used == {module.name for module in pkgutil.iter_modules(backbones.__path__)}
-    assert {type(model.loss) for model in parts} == set(losses.LOSSES.values())
+    used = {(file_of(model.backbone), file_of(model.loss)) for model in parts}
+    assert used == set(itertools.product(backbones.known(), losses.known()))
+
+
+def file_of(part: nn.Module) -> str:
+    return type(part).__module__.rpartition(".")[2]
 
 
 # Scores
@@ -170,7 +201,7 @@ def test_more_left_padding_changes_nothing(name: str, models: dict[str, Method])
     torch.testing.assert_close(wide, narrow, atol=2e-6, rtol=2e-6)
 
 
-@pytest.mark.parametrize("name", SEQUENTIAL)
+@pytest.mark.parametrize("name", CAUSAL)
 @torch.inference_mode()
 def test_no_state_sees_a_later_item(name: str, models: dict[str, Method]) -> None:
     model = models[name]
@@ -202,7 +233,7 @@ def test_the_newest_item_matters(name: str, models: dict[str, Method]) -> None:
     other = [[*history[:-1], history[-1] % ITEMS + 1] for history in histories]
     with torch.inference_mode():
         difference = models[name].score(batch_of(histories)) - models[name].score(batch_of(other))
-    assert (difference.abs().amax(dim=1) > 1e-4).all()
+    assert (difference.abs().amax(dim=1) > 2e-5).all()  # ten times what padding may change
 
 
 # Settings
@@ -294,7 +325,7 @@ def test_features_that_are_not_there_are_told_before_training(name: str, toy_inf
 # Training
 
 
-@pytest.mark.parametrize("name", STEPPED)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_overfits_eight_users(name: str, toy_info: DatasetInfo) -> None:
     rng = torch.Generator().manual_seed(3)
     histories = [(torch.randperm(ITEMS, generator=rng)[:7] + 1).tolist() for _ in range(8)]

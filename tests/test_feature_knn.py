@@ -5,8 +5,9 @@ import torch
 from torch.nn import functional
 
 from ballast.content import whitening
+from ballast.data.sequences import Batch
 from ballast.errors import BallastError
-from ballast.models.method import Batch, DatasetInfo
+from ballast.models.method import DatasetInfo
 from ballast.models.methods.feature_knn import FeatureKnn
 from ballast.strict import parse
 

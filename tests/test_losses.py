@@ -121,6 +121,24 @@ def test_sampled_softmax_without_correction():
     assert plain.item() == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("sharing", ["batch", "position"])
+def test_sampled_softmax_from_the_batch_is_corrected_by_popularity(sharing):
+    hidden, targets, table = draw(items=9)  # few items, so that the batch repeats some of them
+    loss = build("sampled_softmax", negatives=16, sampling="batch", sharing=sharing)
+    ours = loss(hidden, targets, table, None, seeded(1))
+    rows = 1 if sharing == "batch" else POSITIONS
+    drawn = targets[torch.randint(POSITIONS, (rows, 16), generator=seeded(1))].expand(POSITIONS, -1)
+    total = 0.0
+    for row, state in enumerate(hidden.detach()):
+        positive = torch.exp(state @ table[targets[row]])
+        mass = positive.clone()
+        for item in drawn[row].tolist():
+            share = (targets == item).double().mean()
+            mass += 0.0 if item == targets[row] else torch.exp(state @ table[item]) / (16 * share)
+        total -= torch.log(positive / mass).item()
+    assert ours.item() == pytest.approx(total / POSITIONS, rel=1e-5)
+
+
 def test_sampled_softmax_masks_the_target():
     """Where every negative is the target there is nothing to lose."""
     hidden, _, table = draw(items=1)
@@ -141,6 +159,39 @@ def test_bce_by_definition(negatives):
     assert ours.item() == pytest.approx(-(positive + negative).mean().item())
 
 
+@pytest.mark.parametrize("sharing", ["batch", "position"])
+@pytest.mark.parametrize("t", [0.0, 0.4, 1.0])
+def test_gbce_by_definition(t, sharing):
+    """sigmoid(s)^beta for the positive in plain float64, beta as in eq. 13 of the paper."""
+    hidden, targets, table = draw(items=60)
+    ours = build("gbce", negatives=12, t=t, sharing=sharing)(hidden, targets, table, None, seeded(2))
+    drawn = torch.randint(1, 61, (1 if sharing == "batch" else POSITIONS, 12), generator=seeded(2))
+    rate = 12 / 59
+    power = rate * (t * (1 - 1 / rate) + 1 / rate)
+    total = 0.0
+    for row, state in enumerate(hidden.detach()):
+        total -= torch.log(torch.sigmoid(state @ table[targets[row]]) ** power).item()
+        for item in drawn[row if len(drawn) > 1 else 0].tolist():
+            if item != targets[row]:
+                total -= torch.log(1 - torch.sigmoid(state @ table[item])).item()
+    assert ours.item() == pytest.approx(total / POSITIONS)
+    assert power == pytest.approx({0.0: 1.0, 1.0: rate}.get(t, 1 - t * (1 - rate)))
+
+
+def test_gbce_stays_finite():
+    hidden, targets, table = draw(scale=1e4, dtype=torch.float32)
+    loss = build("gbce", negatives=8)(hidden, targets, table, None, seeded())
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, hidden, table))
+
+
+def test_gbce_with_more_negatives_than_items_is_bce():
+    """All items are sampled, so that there is nothing to calibrate."""
+    hidden, targets, table = draw(items=4)
+    values = [build("gbce", negatives=9, t=t)(hidden, targets, table, None, seeded()).item() for t in (0, 1)]
+    assert values[0] == pytest.approx(values[1])
+
+
 def test_bce_stays_finite():
     hidden, targets, table = draw(scale=1e4, dtype=torch.float32)
     loss = build("bce")(hidden, targets, table, targets[:, None], seeded())
@@ -148,7 +199,7 @@ def test_bce_stays_finite():
     assert all(torch.isfinite(gradient).all() for gradient in gradients(loss, hidden, table))
 
 
-@pytest.mark.parametrize("name", list(losses.LOSSES))
+@pytest.mark.parametrize("name", losses.known())
 def test_same_generator_same_loss(name):
     hidden, targets, table = draw(items=400)
     values = [
@@ -159,7 +210,7 @@ def test_same_generator_same_loss(name):
 
 
 def test_unknown_names_and_settings():
-    with pytest.raises(BallastError, match=r"params\.yaml: loss: unknown loss 'bpr'; known: cross_entropy"):
+    with pytest.raises(BallastError, match=r"params\.yaml: loss: unknown loss 'bpr'; known: bce, cross"):
         build("bpr")
     with pytest.raises(BallastError, match=r"negative.*did you mean 'negatives'"):
         build("sampled_softmax", negative=3)

@@ -241,7 +241,7 @@ content_datasets: [shop]
 features: {text: {name: tfidf_svd}}
 methods:
   popularity: {label: P, method: popularity}
-  renamed: {label: S, method: next_item, model: {backbone: {name: sasrec}}}
+  renamed: {label: S, method: next_item, model: {backbone: {name: sasrec}, loss: {name: bce}}}
 content_methods: {}
 transfer_methods:
   transfer: {label: T, method: sasrec_features, pool: all}  # its backbone is the default one
@@ -295,10 +295,15 @@ def cells(*methods: str, stages: tuple[str, ...] = CELL_STAGES) -> set[str]:
         # Files that are found by name: a default, and one that a cell puts in place of the method's own.
         (("ballast/models/backbones/sasrec.py", "std=0.02", "std=0.03"), cells("transfer")),
         (("ballast/models/backbones/gru.py", "std=0.02", "std=0.03"), cells("renamed", stages=ON_DATASET)),
-        (("ballast/models/losses.py", "terms.mean()", "terms.sum()"), cells("renamed", "transfer")),
+        (("ballast/models/losses/bce.py", "terms.mean()", "terms.sum()"), cells("renamed")),
+        (("ballast/models/losses/cross_entropy.py", "total / count", "total"), cells("transfer")),
         (("ballast/data/readers/tabular.py", "before - len(interactions)", "0"), {"preprocess"}),
         (("ballast/data/simulated/domains/decor.py", "Hallowell", "Halliwell"), {"fetch"}),
         (("ballast/content/text.py", "random_state=config.seed", "random_state=1"), {"features"}),
+        # What a block means: a default, and how a cell changes it; a new section of params does not.
+        (("ballast/params.py", "batch_size: int = 256", "batch_size: int = 255"),
+         cells(*EVERY_METHOD) | {"report"}),
+        (("ballast/params.py", "topk: int = 20", "topk: int = 21"), {"report"}),
         # What the stages share.
         (("stages/inputs.py", "every[:1]", "every[:2]"), cells(*EVERY_METHOD)),
         (("ballast/models/training.py", "progress.epoch += 1", "progress.epoch += 2"),
@@ -354,5 +359,6 @@ def test_nothing_is_imported_in_ways_that_a_fingerprint_does_not_see() -> None:
         ("ballast/content/hub.py", "import_module"),  # optional packages of others
         ("ballast/data/readers/__init__.py", "import_module"),
         ("ballast/models/backbones/__init__.py", "import_module"),
+        ("ballast/models/losses/__init__.py", "import_module"),
         ("ballast/models/registry.py", "import_module"),
     }

@@ -63,7 +63,7 @@ def test_histories_are_left_padded_and_recent():
     assert store.histories(rows).tolist() == [[0, 0, 6, 7], [1, 2, 3, 4], [0, 0, 0, 0], [0, 0, 0, 5]]
     assert store.histories(rows, max_len=3).tolist() == [[0, 6, 7], [2, 3, 4], [0, 0, 0], [0, 0, 5]]
     assert store.histories(torch.tensor([2]), max_len=3).tolist() == [[5]]
-    assert store.histories(torch.tensor([2]), min_len=3).tolist() == [[0, 0, 5]]
+    assert store.histories(torch.tensor([2]), length=3).tolist() == [[0, 0, 5]]
     assert store.histories(torch.tensor([1])).tolist() == [[0]]
     assert store.histories(torch.tensor([], dtype=torch.int64)).shape == (0, 1)
     assert make_store([[], []]).histories(torch.tensor([0, 1])).tolist() == [[0], [0]]

@@ -11,10 +11,10 @@ import torch
 from conftest import ITEMS, make_store, walk
 from torch import Tensor, nn
 
-from ballast.data.sequences import SequenceStore, training_batches
+from ballast.data.sequences import Batch, SequenceStore, training_batches
 from ballast.errors import BallastError
 from ballast.models import registry, training
-from ballast.models.method import Batch, DatasetInfo, Method
+from ballast.models.method import DatasetInfo, Method
 from ballast.models.training import Progress, Validation, fit
 from ballast.params import TrainingParams
 from ballast.reproducibility import generator, seed_dropout

@@ -6,17 +6,32 @@ made of users of like length and padded to their own longest history.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from ballast.models.method import Batch
-
 # Batches that are sorted by length together: more means less padding, fewer means more mixing.
 BATCHES_SORTED_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Left-padded histories of B users.
+
+    history: (B, L) int64 item ids, 0 where padded, oldest first. targets: (B, L) int64, the item that
+    follows each position, 0 where there is none to learn (training only). user_id: (B,) int64.
+    """
+
+    user_id: Tensor
+    history: Tensor
+    targets: Tensor | None = None
+
+    def replaced(self, **changes: Tensor) -> "Batch":
+        """A copy with some fields exchanged; the original stays as it is."""
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -62,15 +77,17 @@ class SequenceStore:
         """(U,) int64 number of items of each row."""
         return self.offsets.diff()
 
-    def histories(self, rows: Tensor, max_len: int | None = None, min_len: int = 1) -> Tensor:
+    def histories(self, rows: Tensor, max_len: int | None = None, length: int | None = None) -> Tensor:
         """(B, L) int64 most recent items of these rows, left-padded with 0.
 
-        L is the longest of these histories, at most `max_len` and at least `min_len`.
+        L is the longest of these histories, at most `max_len` and at least 1, or `length` where the caller
+        knows it: to look it up, a GPU would have to be waited for.
         """
         end = self.offsets[rows + 1]
         start = self.offsets[rows]
-        length = int((end - start).max()) if len(rows) else 0
-        length = max(min_len, length if max_len is None else min(length, max_len))
+        if length is None:
+            length = int((end - start).max()) if len(rows) else 0
+            length = max(1, length if max_len is None else min(length, max_len))
         place = end[:, None] - length + torch.arange(length, device=end.device)  # (B, L)
         is_real = place >= start[:, None]
         if len(self.items) == 0:
@@ -79,14 +96,15 @@ class SequenceStore:
 
 
 def training_batches(
-    store: SequenceStore, batch_size: int, max_len: int, rng: torch.Generator
+    store: SequenceStore, batch_size: int, max_len: int, rng: torch.Generator, share: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
     """One epoch: every user with at least two items once, all positions as targets, none dropped.
 
     Users are shuffled, sorted by length within groups of batches, and the batches shuffled again, so
     that neither the order nor the company of a user is the same in two epochs. `batch_size` is users a
     batch on average: batches are cut to hold about equally many targets, since a batch of `batch_size`
-    short histories would weigh its few targets as much as a batch of long ones weighs its many.
+    short histories would weigh its few targets as much as a batch of long ones weighs its many. Of each
+    batch, process `share[0]` of `share[1]` gets every share[1]-th user; that may be none.
     """
     lengths = store.lengths.clamp(max=max_len + 1).cpu()
     rows = torch.nonzero(lengths >= 2).squeeze(1)  # a lone item has nothing before it to learn from
@@ -100,8 +118,9 @@ def training_batches(
     for i in torch.randperm(count, generator=rng).tolist():
         if len(batches[i]) == 0:  # one history longer than a whole batch's share
             continue
-        chosen = batches[i].to(store.items.device)
-        items = store.histories(chosen, max_len + 1)  # (B, L + 1)
+        longest = int(lengths[batches[i]].max())
+        chosen = batches[i][share[0] :: share[1]].to(store.items.device)
+        items = store.histories(chosen, length=longest)  # (B, L + 1)
         history = items[:, :-1]
         following = items[:, 1:] * (history != 0)  # a first item has no history, hence no target
         yield Batch(user_id=store.user_ids[chosen], history=history, targets=following)
@@ -118,7 +137,7 @@ def sample_negatives(
     negatives = torch.randint(1, num_items + 1, shape, generator=rng, device=device)
     for _ in range(redraws):
         hit = (negatives[:, :, None] == exclude[:, None, :]).any(-1)  # (M, N)
-        if not hit.any():
+        if device.type == "cpu" and not hit.any():  # looking would make a GPU wait
             break
         fresh = torch.randint(1, num_items + 1, shape, generator=rng, device=device)
         negatives = torch.where(hit, fresh, negatives)

@@ -1,13 +1,15 @@
 """Full ranking: every item is scored, padding and history masked, ties broken against the method."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ballast.data.sequences import SequenceStore
+from ballast import parallel
+from ballast.data.sequences import Batch, SequenceStore
 from ballast.errors import BallastError
-from ballast.models.method import Batch, Method
+from ballast.models.method import Method
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,17 @@ class Ranking:
     topk: Tensor | None
 
 
+# Scores that are computed, and counted, at a time: a catalogue of millions fits in memory, and what is
+# counted in the processor's cache.
+COMPUTED, COUNTED = 1 << 25, 1 << 20
+
+# Users of the first block, which tells how large the catalogue is.
+PROBED = 16
+
+# Sums of so many ones are exact in float32.
+EXACT = 1 << 24
+
+
 @torch.inference_mode()
 def rank_targets(
     method: Method, store: SequenceStore, targets: Tensor, batch_size: int = 512, topk: int = 0
@@ -33,23 +46,32 @@ def rank_targets(
     """Rank `targets` (U,) int64, one a row of `store`, whose items are each user's history.
 
     The history the method sees is cut to its max_len; the mask covers the whole history, except the
-    target itself where a user meets it again. Raises BallastError on a score that is not finite.
+    target itself where a user meets it again. Under `torchrun` each process ranks its share of the users,
+    and all get the whole. Raises BallastError on a score that is not finite.
     """
+    device = store.items.device
     order = torch.argsort(store.lengths, stable=True)  # like lengths together: less padding
-    parts = [
-        _rank_batch(method, store, rows, targets.to(store.items.device)[rows], topk)
-        for rows in order.split(batch_size)
-    ]
-    columns = [
-        torch.cat(column).cpu() if column[0] is not None else None for column in zip(*parts, strict=True)
-    ]
-    back = torch.argsort(order).cpu()
-    return Ranking(*(column[back] if column is not None else None for column in columns))  # type: ignore[arg-type]
+    share, processes = parallel.place()
+    mine, targets = order[share::processes], targets.to(device)
+    ranks = torch.zeros((4, len(targets)), dtype=torch.int32, device=device)
+    best = torch.zeros((len(targets), 0), dtype=torch.int64, device=device)
+    start, size = 0, min(batch_size, PROBED)
+    while start < len(mine):
+        rows = mine[start : start + size]
+        ranks[:, rows], items, width = _rank_batch(method, store, rows, targets[rows], topk)
+        if start == 0:
+            size = max(1, min(batch_size, COMPUTED // width))
+            best = best.new_zeros((len(targets), items.shape[1]))
+        best[rows] = items
+        start += len(rows)
+    rank, unmasked, candidates, ties = parallel.total(ranks).cpu()
+    return Ranking(rank, unmasked, candidates, ties, parallel.total(best).cpu() if topk else None)
 
 
 def _rank_batch(
     method: Method, store: SequenceStore, rows: Tensor, target: Tensor, topk: int
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor, Tensor, int]:
+    """(4, B) int32 rank, unmasked rank, candidates and ties; (B, topk) items; the number of scores."""
     history = store.histories(rows)  # (B, all)
     batch = Batch(user_id=store.user_ids[rows], history=history[:, -method.max_len :])
     scores = method.score(batch)  # (B, I)
@@ -57,26 +79,39 @@ def _rank_batch(
     if not bool(torch.isfinite(scores.sum(1)).all()):
         raise BallastError("a score is not finite: the model diverged; lower training.learning_rate")
     own = scores.gather(1, target[:, None])
-    # One pass counts over the catalogue; what the mask takes away is counted on the history alone.
+    # Counts run over the catalogue; what the mask takes away is counted on the history alone.
     masked = _masked_items(history, target)  # (B, all), 0 where nothing is masked
     masked_scores = scores.gather(1, masked).masked_fill(masked == 0, -torch.inf)
     padding = scores[:, 0]
-    above = _count(scores >= own) - (padding >= own[:, 0]).int()  # the target counts itself: rank from 1
-    ties = _count(scores == own) - (padding == own[:, 0]).int() - 1
-    rank = above - _count(masked_scores >= own)
-    n_ties = ties - _count(masked_scores == own)
-    n_candidates = scores.shape[1] - 1 - _count(masked != 0)
-    best = None
+    above, ties = _count(torch.ge, scores, own), _count(torch.eq, scores, own) - 1
+    above -= (padding >= own[:, 0]).int()  # the target counts itself: rank from 1
+    ties -= (padding == own[:, 0]).int()
+    rank = above - (masked_scores >= own).sum(1, dtype=torch.int32)
+    n_ties = ties - (masked_scores == own).sum(1, dtype=torch.int32)
+    n_candidates = scores.shape[1] - 1 - (masked != 0).sum(1, dtype=torch.int32)
+    best = masked[:, :0]
     if topk:
         hidden = scores.scatter(1, masked, -torch.inf)
         hidden[:, 0] = -torch.inf
         best = hidden.topk(min(topk, scores.shape[1] - 1)).indices
-    return rank, above, n_candidates, n_ties, best
+    return torch.stack([rank, above, n_candidates, n_ties]), best, scores.shape[1]
 
 
-def _count(condition: Tensor) -> Tensor:
-    """(B, X) bool to (B,) int32; int64 sums take several times as long."""
-    return condition.sum(1, dtype=torch.int32)
+def _count(compare: Callable[..., Tensor], scores: Tensor, own: Tensor) -> Tensor:
+    """(B, I) scores that compare with (B, 1) own, as (B,) int32.
+
+    Ones and zeros are written and added as float32: both loops are vectorised, where sums of bool to an
+    integer type are not.
+    """
+    count = torch.zeros(len(scores), dtype=torch.int32, device=scores.device)
+    rows = max(1, COUNTED // scores.shape[1])
+    for start in range(0, len(scores), rows):
+        part = scores[start : start + rows]
+        holds = torch.empty_like(part)
+        for columns in zip(part.split(EXACT, 1), holds.split(EXACT, 1), strict=True):
+            compare(columns[0], own[start : start + rows], out=columns[1])
+            count[start : start + rows] += columns[1].sum(1).int()
+    return count
 
 
 def _masked_items(history: Tensor, target: Tensor) -> Tensor:

@@ -5,30 +5,15 @@ F feature, N negatives, K cutoff, H heads, T diffusion steps.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ballast.data.sequences import Batch
+from ballast.params import TrainingParams
 from ballast.strict import Strict
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Left-padded histories of B users.
-
-    history: (B, L) int64 item ids, 0 where padded, oldest first. targets: (B, L) int64, the item that
-    follows each position, 0 where there is none to learn (training only). user_id: (B,) int64.
-    """
-
-    user_id: Tensor
-    history: Tensor
-    targets: Tensor | None = None
-
-    def replaced(self, **changes: Tensor) -> "Batch":
-        """A copy with some fields exchanged; the original stays as it is."""
-        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -70,6 +55,14 @@ class Method(nn.Module):
     def max_len(self) -> int:
         """The longest history that the method reads; the evaluator cuts to it."""
         return int(getattr(self.config, "max_len", 50))
+
+    def optimizers(self, training: TrainingParams) -> list[torch.optim.Optimizer]:
+        """What steps after each batch; Adam on everything, unless the method is published with another."""
+        return [
+            torch.optim.Adam(
+                self.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
+            )
+        ]
 
     def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         """Losses of one batch: "loss" is minimised, further entries are recorded."""

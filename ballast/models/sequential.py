@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from ballast.data.sequences import Batch
 from ballast.models import backbones, losses
-from ballast.models.method import Batch, DatasetInfo, Method
+from ballast.models.method import DatasetInfo, Method
 
 
 class SequentialMethod(Method):
@@ -37,22 +37,32 @@ class SequentialMethod(Method):
         raise NotImplementedError
 
     def encode(self, history: Tensor, table: Tensor) -> Tensor:
-        """(B, L) item ids to (B, L, D) states, each seeing its past alone."""
-        vectors = functional.embedding(history, table, padding_idx=0)
-        states: Tensor = self.backbone(vectors, history != 0)
+        """(B, L) item ids to (B, L, D) states, each seeing what its backbone lets it see."""
+        states: Tensor = self.backbone(history, table)
         return states
 
     def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
-        assert batch.targets is not None
         table = self.item_table()
+        view = self.backbone.training_view(batch, rng)
+        parts = {"next_item": self.next_item_loss(view, table, table, rng)}
+        parts |= self.backbone.extra_losses(batch, table, rng)
+        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+
+    def next_item_loss(self, batch: Batch, inputs: Tensor, outputs: Tensor, rng: torch.Generator) -> Tensor:
+        """Mean loss of the batch's targets; the (I, D) tables are those of the history and of the scores."""
+        assert batch.targets is not None
         is_target = batch.targets != 0
-        hidden = self.encode(batch.history, table)[is_target]  # (M, D)
+        hidden = self.encode(batch.history, inputs)[is_target]  # (M, D)
         exclude = None
         if self.loss.needs_exclude:
-            whole = torch.cat([batch.history, batch.targets[:, -1:]], dim=1)  # (B, L + 1)
-            exclude = whole[torch.nonzero(is_target)[:, 0]]  # (M, L + 1)
-        return {"loss": self.loss(hidden, batch.targets[is_target], table, exclude, rng)}
+            whole = torch.cat([batch.history, batch.targets], dim=1)  # (B, 2 L)
+            exclude = whole[torch.nonzero(is_target)[:, 0]]  # (M, 2 L)
+        loss: Tensor = self.loss(hidden, batch.targets[is_target], outputs, exclude, rng)
+        return loss
 
     def score(self, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
         table = self.item_table()
-        return self.encode(batch.history, table)[:, -1] @ table.T
+        state = self.backbone.query(batch.history, table)  # (B, D)
+        # Whatever the encoder's precision: bfloat16 scores of neighbours in rank would be equal.
+        with torch.autocast(state.device.type, enabled=False):
+            return state.float() @ table.float().T

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ballast import parallel
 from ballast.data.sequences import SequenceStore, training_batches
 from ballast.errors import BallastError
 from ballast.evaluation.ranking import ndcg_at, rank_targets
@@ -22,6 +23,8 @@ from ballast.reproducibility import atomic_path, generator, seed_dropout
 
 # A checkpoint costs a write of the whole state: at most one in this many seconds.
 CHECKPOINT_SECONDS = 20.0
+
+Optimizers = Sequence[torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Validation:
     batch_size: int = 512
 
     def ndcg(self, method: Method) -> float:
-        """NDCG@10 over the full catalogue, history masked."""
+        """NDCG@10 over the full catalogue, history masked; each of several processes ranks its share."""
         return ndcg_at(rank_targets(method, self.store, self.targets, self.batch_size).rank)
 
 
@@ -82,19 +85,26 @@ def fit(
     `on_epoch` is called after each validation; it ends the run by returning True. Raises BallastError
     when the loss is no longer finite.
     """
-    optimizer = torch.optim.Adam(
-        method.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, fused=True
-    )
+    optimizers = method.optimizers(params)
     progress, best = Progress(), copy.deepcopy(method.state_dict())
     if checkpoint is not None and checkpoint.exists():
-        progress, best = _resume(checkpoint, method, optimizer)
+        progress, best = _resume(checkpoint, method, optimizers)
+    is_first = parallel.is_first()
     saved_at = time.monotonic()
-    bar = tqdm(total=params.max_epochs, initial=progress.epoch, desc=label, unit="epoch", disable=None)
+    bar = tqdm(
+        total=params.max_epochs,
+        initial=progress.epoch,
+        desc=label,
+        unit="epoch",
+        disable=None if is_first else True,
+    )
     while not progress.is_over(params):
         started = time.monotonic()
-        loss, targets = _train_epoch(method, optimizer, store, params, seed, progress.epoch)
+        _set_learning_rate(optimizers, params, progress.epoch)
+        loss, targets = _train_epoch(method, optimizers, store, params, seed, progress.epoch)
         trained = time.monotonic()
-        ndcg = validation.ndcg(method.eval())
+        with _autocast(store.items.device, params.precision):
+            ndcg = validation.ndcg(method.eval())
         progress.epoch += 1
         progress.targets += targets
         progress.training_seconds += trained - started
@@ -106,8 +116,8 @@ def fit(
             best = copy.deepcopy(method.state_dict())
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}", ndcg=f"{ndcg:.4f}", best=f"{progress.best_ndcg:.4f}")
-        if checkpoint is not None and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
-            _save(checkpoint, method, optimizer, progress, best)
+        if checkpoint is not None and is_first and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+            _save(checkpoint, method, optimizers, progress, best)
             saved_at = time.monotonic()
         if on_epoch is not None and on_epoch(progress):
             break
@@ -117,9 +127,16 @@ def fit(
     return progress
 
 
+def _set_learning_rate(optimizers: Optimizers, params: TrainingParams, epoch: int) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            start = group.setdefault("initial_lr", group["lr"])
+            group["lr"] = start * params.learning_rate_decay**epoch
+
+
 def _train_epoch(
     method: Method,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Optimizers,
     store: SequenceStore,
     params: TrainingParams,
     seed: int,
@@ -127,28 +144,36 @@ def _train_epoch(
 ) -> tuple[float, int]:
     """One pass over all users; the mean loss a target, and the number of targets."""
     device = store.items.device
-    seed_dropout(seed, "dropout", epoch)
+    place = parallel.place()
+    seed_dropout(seed, "dropout", epoch, *place[:1] if place[0] else ())
     negatives = generator(seed, "negatives", epoch, device=device)
     order = generator(seed, "batches", epoch)
     method.train()
     # Sums stay on the device: reading a loss at every step would make a GPU wait for the host.
-    total, count = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-    for batch in training_batches(store, params.batch_size, method.max_len, order):
-        optimizer.zero_grad(set_to_none=True)
-        with _autocast(device, params.precision):
-            loss = method.training_step(batch, negatives)["loss"]
-        loss.backward()
-        optimizer.step()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss times targets, targets
+    for batch in training_batches(store, params.batch_size, method.max_len, order, place):
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         assert batch.targets is not None
-        here = (batch.targets != 0).sum()
-        total += loss.detach() * here
-        count += here
-    mean = float(total) / max(1, int(count))
+        count = (batch.targets != 0).sum()
+        here = count.to(torch.float64)
+        # The mean over the whole batch is the sum of the processes' means, each by its share of targets.
+        whole = parallel.total(here.clone())
+        if len(batch.history):
+            with _autocast(device, params.precision):
+                loss = method.training_step(batch, negatives)["loss"]
+            (loss * (here / whole).to(loss.dtype) if place[1] > 1 else loss).backward()
+            sums += torch.stack([loss.detach() * here, here])
+        parallel.sum_gradients(method.parameters())
+        for optimizer in optimizers:
+            optimizer.step()
+    total, targets = parallel.total(sums).tolist()
+    mean = total / max(1.0, targets)
     if not math.isfinite(mean):
         raise BallastError(
             f"the training loss is not finite in epoch {epoch + 1}: lower training.learning_rate"
         )
-    return mean, int(count)
+    return mean, int(targets)
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
@@ -159,11 +184,11 @@ def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContex
 
 
 def _save(
-    path: Path, method: Method, optimizer: torch.optim.Optimizer, progress: Progress, best: dict[str, Tensor]
+    path: Path, method: Method, optimizers: Optimizers, progress: Progress, best: dict[str, Tensor]
 ) -> None:
     state = {
         "method": method.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "progress": asdict(progress),
         "best": best,
     }
@@ -171,10 +196,9 @@ def _save(
         torch.save(state, temporary)
 
 
-def _resume(
-    path: Path, method: Method, optimizer: torch.optim.Optimizer
-) -> tuple[Progress, dict[str, Tensor]]:
+def _resume(path: Path, method: Method, optimizers: Optimizers) -> tuple[Progress, dict[str, Tensor]]:
     state = torch.load(path, map_location=next(method.parameters()).device, weights_only=True)
     method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return Progress(**state["progress"]), state["best"]

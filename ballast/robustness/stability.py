@@ -5,9 +5,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ballast.data.sequences import SequenceStore
+from ballast.data.sequences import Batch, SequenceStore
 from ballast.evaluation.ranking import Ranking, rank_targets
-from ballast.models.method import Batch, Method
+from ballast.models.method import Method
 
 
 def rank_with_histories(

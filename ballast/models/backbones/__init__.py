@@ -1,18 +1,28 @@
-"""Backbones: item vectors of a history to hidden states, position t seeing positions <= t only."""
+"""Backbones: histories of item ids to hidden states, position t seeing positions <= t only."""
 
 import importlib
 import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from ballast.data.sequences import Batch
 from ballast.errors import BallastError
+from ballast.models.layers import item_rows
 from ballast.strict import Strict, parse
+
+# The id of an item that is hidden from the backbone; only those that hide items meet it.
+MASK = -1
 
 
 class Backbone(nn.Module):
-    """Base of the backbones: one file each, whose class is named `Encoder`."""
+    """Base of the backbones: one file each, whose class is named `Encoder`.
+
+    Most only say what `forward` computes. One that is trained in another way than by predicting the next
+    item at every position overrides `training_view`, `query` or `extra_losses`.
+    """
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strict):
@@ -24,17 +34,52 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, vectors: Tensor, is_real: Tensor) -> Tensor:
-        """(B, L, D) item vectors and (B, L) bool mask of real positions to (B, L, D) states."""
+    def forward(self, history: Tensor, table: Tensor) -> Tensor:
+        """(B, L) int64 item ids, left-padded with 0, and (I, D) item vectors to (B, L, D) states."""
         raise NotImplementedError
+
+    def training_view(self, batch: Batch, rng: torch.Generator) -> Batch:
+        """The batch as it is trained on: the same, unless the backbone hides items of its own choice."""
+        return batch
+
+    def query(self, history: Tensor, table: Tensor) -> Tensor:
+        """(B, D) states that score the item after the history."""
+        states: Tensor = self(history, table)
+        return states[:, -1]
+
+    def extra_losses(self, batch: Batch, table: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Named terms to be added to the loss, weighted as they are to count."""
+        return {}
+
+
+def item_vectors(history: Tensor, table: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, L) item ids to their (B, L, D) rows of the table; padding gives row 0, without a gradient.
+
+    Where the id is MASK, the (D,) vector `mask` stands in.
+    """
+    if mask is None:
+        return item_rows(history, table, padding=0)
+    vectors = item_rows(history.clamp(min=0), table, padding=0)
+    return torch.where((history == MASK)[:, :, None], mask.to(vectors.dtype), vectors)
+
+
+def whole_sequences(batch: Batch, max_len: int) -> Tensor:
+    """(B, L) each user's history with the last target behind it, its most recent `max_len` items."""
+    if batch.targets is None:
+        return batch.history[:, -max_len:]
+    return torch.cat([batch.history, batch.targets[:, -1:]], dim=1)[:, -max_len:]
+
+
+def known() -> list[str]:
+    """Names of the backbones: the files of this folder."""
+    return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
 def build(settings: dict[str, Any], dim: int, max_len: int, dropout: float, where: str) -> Backbone:
     """The backbone named by `settings["name"]`; raises BallastError on an unknown name or setting."""
-    known = [module.name for module in pkgutil.iter_modules(__path__)]
     name = settings.get("name")
-    if name not in known:
-        raise BallastError(f"{where}: unknown backbone {name!r}; known: {', '.join(known)}")
+    if name not in known():
+        raise BallastError(f"{where}: unknown backbone {name!r}; known: {', '.join(known())}")
     kind = importlib.import_module(f"{__name__}.{name}").Encoder
     backbone: Backbone = kind(parse(kind.Config, settings, where), dim, max_len, dropout)
     return backbone

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ballast.errors import BallastError
-from ballast.models.backbones import Backbone
+from ballast.models.backbones import Backbone, item_vectors
+from ballast.models.layers import Dropout, TransformerLayer, attention_mask
 
 
 class Encoder(Backbone):
@@ -34,54 +34,18 @@ class Encoder(Backbone):
             raise BallastError(f"backbone sasrec: dim {dim} is not a multiple of heads {config.heads}")
         self.positions = nn.Parameter(torch.empty(max_len, dim).normal_(std=0.02))
         self.input_norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(_Layer(config, dim, dropout) for _ in range(config.layers))
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(dim, config.heads, config.ffn_ratio, config.activation, config.norm, dropout)
+            for _ in range(config.layers)
+        )
         self.output_norm = nn.LayerNorm(dim) if config.norm == "pre" else nn.Identity()
 
-    def forward(self, vectors: Tensor, is_real: Tensor) -> Tensor:
-        length = vectors.shape[1]
-        states = self.dropout(self.input_norm(vectors + self.positions[-length:]))
-        causal = torch.ones(length, length, dtype=torch.bool, device=vectors.device).tril()
-        itself = torch.eye(length, dtype=torch.bool, device=vectors.device)
-        # A padded position sees itself alone: a row without any key would be NaN.
-        visible = (causal & is_real[:, None, :]) | itself  # (B, L, L)
+    def forward(self, history: Tensor, table: Tensor) -> Tensor:
+        states = item_vectors(history, table) + self.positions[-history.shape[1] :]  # (B, L, D)
+        states = self.dropout(self.input_norm(states))
+        visible = attention_mask(history != 0)
         for layer in self.layers:
-            states = layer(states, visible[:, None])
-        return self.output_norm(states)
-
-
-class _Layer(nn.Module):
-    """One Transformer layer."""
-
-    def __init__(self, config: Any, dim: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.is_pre = config.heads, config.norm == "pre"
-        self.project = nn.Linear(dim, 3 * dim)
-        self.output = nn.Linear(dim, dim)
-        self.widen = nn.Linear(dim, config.ffn_ratio * dim)
-        self.narrow = nn.Linear(config.ffn_ratio * dim, dim)
-        self.norms = nn.ModuleList([nn.LayerNorm(dim), nn.LayerNorm(dim)])
-        self.activation = nn.GELU() if config.activation == "gelu" else nn.ReLU()
-        self.dropout = nn.Dropout(dropout)
-        for linear in (self.project, self.output, self.widen, self.narrow):
-            nn.init.normal_(linear.weight, std=0.02)
-            nn.init.zeros_(linear.bias)
-
-    def forward(self, states: Tensor, visible: Tensor) -> Tensor:
-        if self.is_pre:
-            states = states + self._attend(self.norms[0](states), visible)
-            return states + self._feed(self.norms[1](states))
-        states = self.norms[0](states + self._attend(states, visible))
-        return self.norms[1](states + self._feed(states))
-
-    def _attend(self, states: Tensor, visible: Tensor) -> Tensor:
-        size, length, dim = states.shape
-        parts = self.project(states).view(size, length, 3, self.heads, dim // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)  # (B, H, L, D / H) each
-        rate = self.dropout.p if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(query, key, value, visible, dropout_p=rate)
-        mixed = mixed.transpose(1, 2).reshape(size, length, dim)  # (B, L, D)
-        return self.dropout(self.output(mixed))
-
-    def _feed(self, states: Tensor) -> Tensor:
-        return self.dropout(self.narrow(self.activation(self.widen(states))))
+            states = layer(states, visible)
+        normed: Tensor = self.output_norm(states)
+        return normed

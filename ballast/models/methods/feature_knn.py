@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ballast.content import whitening
+from ballast.data.sequences import Batch
 from ballast.errors import BallastError
-from ballast.models.method import Batch, DatasetInfo, Method
+from ballast.models.method import DatasetInfo, Method
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

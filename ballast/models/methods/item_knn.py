@@ -15,8 +15,9 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
+from ballast.data.sequences import Batch
 from ballast.errors import BallastError
-from ballast.models.method import Batch, DatasetInfo, Method
+from ballast.models.method import DatasetInfo, Method
 
 
 class ItemKnn(Method):

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ballast.models.method import Batch, DatasetInfo, Method
+from ballast.data.sequences import Batch
+from ballast.models.method import DatasetInfo, Method
 
 
 class Popularity(Method):

@@ -1,0 +1,50 @@
+"""Generalised binary cross entropy: Petrov & Macdonald, gSASRec, RecSys 2023, arXiv 2308.07192.
+
+BCE with N of I negatives makes a model overconfident. gBCE raises the positive's probability to the power
+beta, chosen so that the scores of a fully trained model are calibrated to a degree t: with the sampling
+rate alpha = N / (I - 1), beta = alpha (t (1 - 1 / alpha) + 1 / alpha). t = 0 is plain BCE, t = 1 is fully
+calibrated.
+
+Departs from the paper: with `sharing: batch` one set of negatives serves all positions, which makes their
+scores one matrix product (`position` restores the paper), and a negative that is the position's own target
+counts nothing. Departs from the authors' code: -log(sigmoid(s)^beta) is computed as beta * softplus(-s), so
+that no transformed logit has to be computed in float64.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ballast.models.layers import item_rows
+from ballast.models.losses import Loss
+
+
+class Objective(Loss):
+    """Mean of -beta log sigmoid(s_target) - sum_n log(1 - sigmoid(s_n)), N negatives a position."""
+
+    is_sampled = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(Loss.Config):
+        negatives: int = 256
+        t: float = 0.75
+        sharing: Literal["batch", "position"] = "batch"
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor, table: Tensor, exclude: Tensor | None, rng: torch.Generator
+    ) -> Tensor:
+        num_items, count = len(table) - 1, self.config.negatives
+        rows = 1 if self.config.sharing == "batch" else len(targets)
+        drawn = torch.randint(1, num_items + 1, (rows, count), generator=rng, device=hidden.device)
+        vectors = item_rows(drawn, table)  # (1 or M, N, D)
+        negative = (vectors @ hidden[:, :, None])[:, :, 0] if rows > 1 else hidden @ vectors[0].T  # (M, N)
+        positive = (hidden * item_rows(targets, table)).sum(-1)
+        terms = functional.softplus(negative).masked_fill(drawn == targets[:, None], 0.0).sum(-1)
+        return (self._power(num_items) * functional.softplus(-positive) + terms).mean()
+
+    def _power(self, num_items: int) -> float:
+        rate = min(1.0, self.config.negatives / max(1, num_items - 1))
+        return float(rate * (self.config.t * (1 - 1 / rate) + 1 / rate))
