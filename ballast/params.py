@@ -293,12 +293,19 @@ def _check(params: Params) -> None:
             )
         if "name" not in dataset.reader:
             raise BallastError(f"params.yaml: datasets.{name}.reader: say which, such as `name: tabular`")
-    for place, methods in params.cells.items():
-        for method in methods:
-            if place not in known:
+    section_of: dict[str, str] = {}
+    for section in ("methods", "content_methods", "transfer_methods"):
+        for name in getattr(params, section):
+            if section_of.setdefault(name, section) != section:
                 raise BallastError(
-                    f"params.yaml: cells.{place}: unknown dataset; known: {', '.join(sorted(known))}"
+                    f"params.yaml: {section}.{name}: the id is taken by {section_of[name]}.{name}"
                 )
+    for place, methods in params.cells.items():
+        if place not in known:
+            raise BallastError(
+                f"params.yaml: cells.{place}: unknown dataset; known: {', '.join(sorted(known))}"
+            )
+        for method in methods:
             if method not in params.all_methods():
                 raise BallastError(f"params.yaml: cells.{place}.{method}: unknown method")
     for place, method in params.grid():

@@ -44,7 +44,7 @@ PEERS = {
     "pmixer": System("pmixer_bce.py"),
     "probe": System("plain_probe.py"),
 }
-DEFAULT_PEERS = "recbole,rectools,pmixer,probe"
+DEFAULT_PEERS = "recbole,probe"
 DEFAULT_EPOCHS = 100
 
 

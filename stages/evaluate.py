@@ -7,10 +7,14 @@ import inputs
 import numpy as np
 import pandas as pd
 import study
+import torch
 import typer
 
 from ballast.data import schemas
+from ballast.data.sequences import SequenceStore
+from ballast.evaluation.degeneration import degeneration
 from ballast.evaluation.ranking import Ranking, rank_targets
+from ballast.models.sequential import SequentialMethod
 from ballast.reproducibility import environment, output_lock, prepare_process
 
 
@@ -36,10 +40,26 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
             topk = ranking.topk.numpy()  # (U, K)
             lists.append(pd.DataFrame({**keys, "target_item_id": targets.numpy(), "topk": list(topk)}))
             accounts[str(seed)] = _account(ranking, topk[:, :10], counts, seconds)
+            if isinstance(model, SequentialMethod):
+                accounts[str(seed)]["degeneration"] = _degeneration(model, store, targets, prepared)
         schemas.write("ranks", pd.concat(ranks), study.ranks(dataset, method))
         schemas.write("lists", pd.concat(lists), study.lists(dataset, method))
         record = {"dataset": dataset, "method": method, "seeds": accounts, "environment": environment()}
         study.write_json(study.cell("evaluate", dataset, method), record)
+
+
+@torch.inference_mode()
+def _degeneration(
+    model: SequentialMethod, store: SequenceStore, targets: torch.Tensor, prepared: inputs.Prepared
+) -> dict[str, Any]:
+    """What the item vectors, and the states that score the targets, look like."""
+    table = model.item_table()
+    order = store.lengths.argsort(stable=True)  # like lengths together: less padding
+    states = [
+        model.backbone.query(store.histories(rows, model.max_len), table).float() for rows in order.split(512)
+    ]
+    users = torch.cat(states)[order.argsort()]
+    return degeneration(table.cpu(), prepared.info.item_counts, users.cpu(), targets)
 
 
 def _rank_columns(ranking: Ranking) -> dict[str, np.ndarray]:

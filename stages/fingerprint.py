@@ -3,13 +3,18 @@
 stages/study.py, which says where things lie, is left out: it changes no result.
 """
 
+import importlib
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import study
 
-from ballast.models import registry
+from ballast.errors import BallastError
+from ballast.models import backbones, losses, registry
 from ballast.params import Params
 from ballast.provenance import fingerprint
+from ballast.strict import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("reports/code.json")
@@ -51,12 +56,28 @@ def _modules(params: Params, method: str, stage: str) -> list[str]:
     names = {"ballast.params:MethodParams", "ballast.params:changed"}
     for where, block in blocks.items():
         names.add(f"ballast.models.methods.{block.method}")
+        if block.method not in registry.known_methods():
+            known = ", ".join(registry.known_methods())
+            raise BallastError(
+                f"params.yaml: {where}.method: unknown method '{block.method}'; known: {known}"
+            )
         config = registry.configure(block.method, block.model, f"params.yaml: {where}.model")
-        for part, package in (("backbone", "backbones"), ("loss", "losses")):
-            chosen = getattr(config, part, {})
-            if "name" in chosen:
-                names.add(f"ballast.models.{package}.{chosen['name']}")
+        for part, package in (("backbone", backbones), ("loss", losses)):
+            chosen = getattr(config, part, None)
+            if chosen is not None:
+                kind = importlib.import_module(_part(package, part, chosen, f"params.yaml: {where}.model"))
+                wanted = kind.Encoder if package is backbones else kind.Objective
+                parse(wanted.Config, chosen, f"params.yaml: {where}.model.{part}")
+                names.add(kind.__name__)
     return sorted(names)
+
+
+def _part(package: ModuleType, part: str, chosen: dict[str, Any], where: str) -> str:
+    """The module of a backbone or a loss that a block names."""
+    if chosen.get("name") not in package.known():
+        known = ", ".join(package.known())
+        raise BallastError(f"{where}.{part}: unknown {part} {chosen.get('name')!r}; known: {known}")
+    return f"{package.__name__}.{chosen['name']}"
 
 
 if __name__ == "__main__":

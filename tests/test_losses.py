@@ -38,14 +38,52 @@ def gradients(loss, *inputs):
     return torch.autograd.grad(loss * 1.7, inputs)  # a factor, so that the outer gradient counts
 
 
-@pytest.mark.parametrize("block", [1, ITEMS + 1, 5 * (ITEMS + 1), 7 * (ITEMS + 1) + 3, 1 << 23])
-def test_cross_entropy_equals_torch(block):
-    hidden, targets, table = draw()
+# Few positions a block make blocks of items; 300 positions are cut into blocks of 130.
+BLOCKS = [(POSITIONS, block) for block in (1, ITEMS + 1, 7 * (ITEMS + 1) + 3, 1 << 23)] + [
+    (300, 130 * (ITEMS + 1))
+]
+
+
+@pytest.mark.parametrize(("positions", "block"), BLOCKS)
+def test_cross_entropy_equals_torch(positions, block):
+    hidden, targets, table = draw(positions=positions)
     ours = build("cross_entropy", block=block)(hidden, targets, table, None, seeded())
     theirs = reference(hidden, targets, table)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-10)
     for mine, yours in zip(gradients(ours, hidden, table), gradients(theirs, hidden, table), strict=True):
         torch.testing.assert_close(mine, yours, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("positions", "block"), BLOCKS)
+def test_weighted_cross_entropy_equals_torch(positions, block):
+    hidden, targets, table = draw(positions=positions)
+    weights = torch.rand(positions, generator=seeded(5), dtype=torch.float64).requires_grad_()
+    ours = build("cross_entropy", block=block)(hidden, targets, table, None, seeded(), weights)
+    hide = torch.zeros(ITEMS + 1).index_fill(0, torch.tensor([0]), -torch.inf)
+    each = functional.cross_entropy(hidden @ table.T + hide, targets, reduction="none")
+    theirs = (each * weights).sum() / weights.sum()
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-10)
+    both = (gradients(loss, hidden, table, weights) for loss in (ours, theirs))
+    for mine, yours in zip(*both, strict=True):
+        torch.testing.assert_close(mine, yours, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", losses.known())
+def test_weights_count_positions(name):
+    hidden, targets, table = draw()
+    exclude = targets[:, None]
+    loss = build(name)
+    plain = loss(hidden, targets, table, exclude, seeded())
+    same = loss(hidden, targets, table, exclude, seeded(), torch.full((POSITIONS,), 0.3, dtype=torch.float64))
+    assert same.item() == pytest.approx(plain.item(), rel=1e-9)
+    uneven = torch.rand(POSITIONS, generator=seeded(5), dtype=torch.float64)
+    each = [
+        loss(hidden, targets, table, exclude, seeded(), (torch.arange(POSITIONS) == m).double()).item()
+        for m in range(POSITIONS)
+    ]
+    expected = (uneven @ torch.tensor(each, dtype=torch.float64) / uneven.sum()).item()
+    weighted = loss(hidden, targets, table, exclude, seeded(), uneven)
+    assert weighted.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_cross_entropy_agrees_with_finite_differences():

@@ -255,6 +255,15 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "cells:\n  shop:", "cells:\n  mall: {sasrec: {}}\n  shop:",
         "params.yaml: cells.mall: unknown dataset; known: market, shop",
     ),
+    "dataset of no cell": (
+        "cells:\n  shop:", "cells:\n  mall: {}\n  shop:",
+        "params.yaml: cells.mall: unknown dataset; known: market, shop",
+    ),
+    "an id twice": (
+        "transfer_methods:\n",
+        "transfer_methods:\n  features: {label: F, method: popularity, pool: sources}\n",
+        "params.yaml: transfer_methods.features: the id is taken by content_methods.features",
+    ),
     "method of a cell": (
         "    popularity: {}", "    popularity: {}\n    sasrek: {}",
         "params.yaml: cells.shop.sasrek: unknown method",

@@ -543,6 +543,42 @@ def test_dvc_stops_at_the_first_stage_and_loses_nothing(repository: Repository) 
     assert repository.changes() == []
 
 
+def name_unknown_file(params: Any) -> None:
+    params["methods"]["sasrec"]["method"] = "next_itm"
+
+
+def name_unknown_loss(params: Any) -> None:
+    params["methods"]["sasrec"]["model"]["loss"] = {"name": "crossentropy"}
+
+
+def mistype_setting_of_loss(params: Any) -> None:
+    params["methods"]["sasrec"]["model"]["loss"] = {"name": "bce", "negative": 2}
+
+
+UNKNOWN_PARTS = {
+    "method": (name_unknown_file, "params.yaml: methods.sasrec.method: unknown method 'next_itm'; known: "),
+    "loss": (
+        name_unknown_loss,
+        "params.yaml: methods.sasrec.model.loss: unknown loss 'crossentropy'; known: bce, cross_entropy",
+    ),
+    "setting": (
+        mistype_setting_of_loss,
+        "params.yaml: methods.sasrec.model.loss.negative: unknown key; did you mean 'negatives'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN_PARTS)
+def test_a_part_that_does_not_exist_is_told_before_anything_is_trained(
+    name: str, repository: Repository
+) -> None:
+    change, message = UNKNOWN_PARTS[name]
+    with repository.changed("params.yaml", change):
+        error = repository.stage("fingerprint", succeeds=False)
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
 def drop_seed(cell: Any) -> None:
     del cell["seeds"]["1"]
 

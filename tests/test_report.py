@@ -128,6 +128,13 @@ def write_cell(folder, params, dataset, method, users, strength, is_fixed):
         "history": [] if is_fixed else history,
     }
     evaluate = {"coverage@10": 0.5, "mean_popularity@10": 33.0, "tie_share": 0.0, "users": users}
+    if not is_fixed:  # a method with vectors to measure
+        vectors = {
+            "spectrum": [1.0, 0.5, 0.5 * strength],
+            **dict.fromkeys(results.COLLAPSE, 0.25),
+            "effective_rank": 1.5,
+        }
+        evaluate["degeneration"] = vectors
     key = {"dataset": dataset, "method": method}
     config = dataclasses.asdict(params.cell(dataset, method))
     environment = {"device": "a processor", "threads": 1}
@@ -261,6 +268,30 @@ def test_robustness_by_hand(study):
     assert metrics["robustness_area-insert"] == pytest.approx(area, abs=1e-5)
 
 
+def test_collapse_is_told_of_methods_with_vectors(study):
+    frame = table(study, "degeneration").set_index(["dataset", "method"])
+    assert set(frame.index) == {(dataset, "sasrec") for dataset in DATASETS}
+    row = frame.loc[("toys", "sasrec")]
+    assert (row["dim"], row["effective_rank"], row["rank_share"]) == (3, 1.5, 0.5)
+    accuracy = table(study, "accuracy").set_index(["dataset", "method"])
+    assert row["ndcg@10"] == pytest.approx(accuracy.loc[("toys", "sasrec"), "ndcg@10"])
+    spectra = pd.read_csv(study / "reports/figures/spectra.csv")
+    assert list(spectra[spectra["dataset"] == "toys"]["sigma"])[:2] == [1.0, 0.5]
+
+
+def test_a_study_without_vectors_has_no_word_of_collapse(tmp_path, stage, monkeypatch):
+    make_study(tmp_path)
+    for path in (tmp_path / "reports/cells/evaluate").glob("*--sasrec.json"):
+        cell = json.loads(path.read_text())
+        for seed in cell["seeds"].values():
+            del seed["degeneration"]
+        path.write_text(json.dumps(cell))
+    monkeypatch.chdir(tmp_path)
+    stage.main()
+    assert not (tmp_path / "reports/figures/spectra.csv").exists()
+    assert "collapsed" not in (tmp_path / "reports/index.html").read_text()
+
+
 def test_verdicts_follow_the_planted_order(study):
     claims = table(study, "claims").set_index(["dataset", "text"])["verdict"]
     assert claims["shop", "Sequence beats co-occurrence beats popularity on Shop"] == "holds"
@@ -314,7 +345,7 @@ def test_ids_on_the_page_are_unique(study):
 
 def test_latex_is_balanced(study):
     files = list((study / "reports/tables").glob("*.tex"))
-    assert len(files) == len(list((study / "reports/tables").glob("*.csv"))) == 10
+    assert len(files) == len(list((study / "reports/tables").glob("*.csv"))) == 11
     for path in files:
         text = path.read_text()
         assert text.count(r"\begin{") == text.count(r"\end{") == 2

@@ -1,14 +1,16 @@
 """What sequence methods share: an item table, a backbone over it, and a loss on its states."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ballast.data.sequences import Batch
+from ballast.errors import BallastError
 from ballast.models import backbones, losses
 from ballast.models.method import DatasetInfo, Method
+from ballast.params import TrainingParams
 
 
 class SequentialMethod(Method):
@@ -44,20 +46,32 @@ class SequentialMethod(Method):
     def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         table = self.item_table()
         view = self.backbone.training_view(batch, rng)
-        parts = {"next_item": self.next_item_loss(view, table, table, rng)}
-        parts |= self.backbone.extra_losses(batch, table, rng)
-        return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+        loss = self.next_item_loss(view, table, table, rng)
+        extra = self.backbone.extra_losses(batch, table, rng)
+        if not extra:
+            return {"loss": loss}
+        return {"loss": torch.stack([loss, *extra.values()]).sum(), "next_item": loss, **extra}
 
-    def next_item_loss(self, batch: Batch, inputs: Tensor, outputs: Tensor, rng: torch.Generator) -> Tensor:
-        """Mean loss of the batch's targets; the (I, D) tables are those of the history and of the scores."""
+    def next_item_loss(
+        self,
+        batch: Batch,
+        inputs: Tensor,
+        outputs: Tensor,
+        rng: torch.Generator,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Mean loss of the batch's targets, each counting its sequence's weight (B,).
+
+        inputs and outputs: the (I, D) tables that the history and the scores are read from.
+        """
         assert batch.targets is not None
-        is_target = batch.targets != 0
-        hidden = self.encode(batch.history, inputs)[is_target]  # (M, D)
+        row, place = torch.nonzero(batch.targets, as_tuple=True)  # (M,) each
+        hidden = self.encode(batch.history, inputs)[row, place]  # (M, D)
         exclude = None
         if self.loss.needs_exclude:
-            whole = torch.cat([batch.history, batch.targets], dim=1)  # (B, 2 L)
-            exclude = whole[torch.nonzero(is_target)[:, 0]]  # (M, 2 L)
-        loss: Tensor = self.loss(hidden, batch.targets[is_target], outputs, exclude, rng)
+            exclude = torch.cat([batch.history, batch.targets], dim=1)[row]  # (M, 2 L)
+        each = None if weights is None else weights[row]
+        loss: Tensor = self.loss(hidden, batch.targets[row, place], outputs, exclude, rng, each)
         return loss
 
     def score(self, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
@@ -66,3 +80,41 @@ class SequentialMethod(Method):
         # Whatever the encoder's precision: bfloat16 scores of neighbours in rank would be equal.
         with torch.autocast(state.device.type, enabled=False):
             return state.float() @ table.float().T
+
+
+class IdMethod(SequentialMethod):
+    """An item is one learned vector, tied for input, targets and scores."""
+
+    surfaces: ClassVar[dict[str, str]] = {"items": "items.weight"}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(SequentialMethod.Config):
+        # `sparse` suits catalogues of millions under a sampled loss: only rows in play are stepped, so
+        # that Adam's moments of the others stand still instead of fading.
+        item_gradient: Literal["dense", "sparse"] = "dense"
+
+    def __init__(self, config: Any, data: DatasetInfo) -> None:
+        super().__init__(config, data)
+        if config.item_gradient == "sparse" and not self.loss.is_sampled:
+            raise BallastError(
+                f"model.item_gradient: sparse has no use under loss {config.loss['name']}: it steps all items"
+            )
+        self.items = nn.Embedding(data.num_items + 1, config.dim, padding_idx=0)
+        nn.init.normal_(self.items.weight, std=0.02)
+        with torch.no_grad():
+            self.items.weight[0] = 0
+        self.items.weight.has_sparse_gradient = config.item_gradient == "sparse"  # type: ignore[attr-defined]
+
+    def item_table(self) -> Tensor:
+        return self.items.weight
+
+    def optimizers(self, training: TrainingParams) -> list[torch.optim.Optimizer]:
+        if self.config.item_gradient == "dense":
+            return super().optimizers(training)
+        if training.weight_decay:
+            raise BallastError("training.weight_decay: not with model.item_gradient: sparse")
+        others = [weight for weight in self.parameters() if weight is not self.items.weight]
+        return [
+            torch.optim.SparseAdam([self.items.weight], lr=training.learning_rate),
+            torch.optim.Adam(others, lr=training.learning_rate, fused=True),
+        ]

@@ -101,7 +101,7 @@ def fit(
     while not progress.is_over(params):
         started = time.monotonic()
         _set_learning_rate(optimizers, params, progress.epoch)
-        loss, targets = _train_epoch(method, optimizers, store, params, seed, progress.epoch)
+        parts, targets = _train_epoch(method, optimizers, store, params, seed, progress.epoch)
         trained = time.monotonic()
         with _autocast(store.items.device, params.precision):
             ndcg = validation.ndcg(method.eval())
@@ -109,13 +109,13 @@ def fit(
         progress.targets += targets
         progress.training_seconds += trained - started
         progress.seconds += time.monotonic() - started
-        progress.history.append({"epoch": progress.epoch, "loss": loss, "valid_ndcg@10": ndcg,
+        progress.history.append({"epoch": progress.epoch, **parts, "valid_ndcg@10": ndcg,
                                  "seconds": round(progress.seconds, 3)})  # fmt: skip
         if ndcg > progress.best_ndcg:
             progress.best_ndcg, progress.best_epoch = ndcg, progress.epoch
             best = copy.deepcopy(method.state_dict())
         bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}", ndcg=f"{ndcg:.4f}", best=f"{progress.best_ndcg:.4f}")
+        bar.set_postfix(loss=f"{parts['loss']:.3f}", ndcg=f"{ndcg:.4f}", best=f"{progress.best_ndcg:.4f}")
         if checkpoint is not None and is_first and time.monotonic() - saved_at > CHECKPOINT_SECONDS:
             _save(checkpoint, method, optimizers, progress, best)
             saved_at = time.monotonic()
@@ -141,8 +141,8 @@ def _train_epoch(
     params: TrainingParams,
     seed: int,
     epoch: int,
-) -> tuple[float, int]:
-    """One pass over all users; the mean loss a target, and the number of targets."""
+) -> tuple[dict[str, float], int]:
+    """One pass over all users; the mean over targets of the loss and its parts, and the number of targets."""
     device = store.items.device
     place = parallel.place()
     seed_dropout(seed, "dropout", epoch, *place[:1] if place[0] else ())
@@ -150,7 +150,7 @@ def _train_epoch(
     order = generator(seed, "batches", epoch)
     method.train()
     # Sums stay on the device: reading a loss at every step would make a GPU wait for the host.
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss times targets, targets
+    sums: dict[str, Tensor] = {"": torch.zeros((), dtype=torch.float64, device=device)}
     for batch in training_batches(store, params.batch_size, method.max_len, order, place):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -161,19 +161,22 @@ def _train_epoch(
         whole = parallel.total(here.clone())
         if len(batch.history):
             with _autocast(device, params.precision):
-                loss = method.training_step(batch, negatives)["loss"]
+                parts = method.training_step(batch, negatives)
+            loss = parts["loss"]
             (loss * (here / whole).to(loss.dtype) if place[1] > 1 else loss).backward()
-            sums += torch.stack([loss.detach() * here, here])
+            sums[""] += here
+            for name, part in parts.items():
+                sums[name] = sums.get(name, 0.0) + part.detach() * here
         parallel.sum_gradients(method.parameters())
         for optimizer in optimizers:
             optimizer.step()
-    total, targets = parallel.total(sums).tolist()
-    mean = total / max(1.0, targets)
-    if not math.isfinite(mean):
+    targets, *totals = parallel.total(torch.stack(list(sums.values()))).tolist()
+    means = {name: total / max(1.0, targets) for name, total in zip([*sums][1:], totals, strict=True)}
+    if not all(map(math.isfinite, means.values())):
         raise BallastError(
             f"the training loss is not finite in epoch {epoch + 1}: lower training.learning_rate"
         )
-    return mean, int(targets)
+    return means, int(targets)
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

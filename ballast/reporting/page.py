@@ -92,6 +92,15 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             [tables["budgets"]],
         ),
         Section(
+            "degeneration",
+            "Have the vectors collapsed?",
+            "Item vectors and user states at the best checkpoint: how many directions they use.",
+            ["evaluate", "report"],
+            ["methods"],
+            [tables["degeneration"]] if "spectra" in figures else [],
+            [figures[name] for name in ("spectra", "degeneration") if name in figures],
+        ),
+        Section(
             "cost",
             "Cost",
             "What the accuracy was bought with, on the device named.",

@@ -193,6 +193,45 @@ def training(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str
     return figure
 
 
+def spectra(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """Normalised singular values of the item vectors, a panel a dataset. Columns of Results.spectra."""
+    with mpl.rc_context(_RC):
+        groups = list(frame.groupby("dataset", sort=False))
+        heights = _curve_heights(groups)
+        figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
+        for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
+            ends = {}
+            for method, curve in rows.groupby("method", sort=False):
+                ends[str(method)] = _draw(
+                    axis, curve["share"].to_numpy(), curve["sigma"].to_numpy(), style[str(method)]
+                )
+            axis.set_xlabel("rank of the singular value / dimension")
+            axis.set_ylabel("singular value / largest")
+            axis.set_ylim(0, 1)
+            _name_ends(axis, ends, style, inches)
+        figure.set_layout_engine("constrained", hspace=0.04)
+    return figure
+
+
+def degeneration(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """NDCG@10 by effective rank over dimension, a panel a dataset. Columns of Results.degeneration."""
+    with mpl.rc_context(_RC):
+        groups = list(frame.groupby("dataset", sort=False))
+        heights = _curve_heights(groups)
+        figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
+        for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
+            ends = {}
+            for row in rows.to_dict("records"):
+                point = (np.array([row["rank_share"]]), np.array([row[HEADLINE]]))
+                ends[str(row["method"])] = _draw(axis, *point, style[str(row["method"])], has_markers=True)
+            axis.set_xlabel("effective rank / dimension")
+            axis.set_ylabel("NDCG@10, history masked")
+            axis.margins(0.15, 0.2)
+            _name_ends(axis, ends, style, inches)
+        figure.set_layout_engine("constrained", hspace=0.04)
+    return figure
+
+
 def _curve_heights(groups: Sequence[tuple[object, pd.DataFrame]]) -> list[float]:
     return [max(1.9, 0.155 * rows["method"].nunique() + 0.2) for _, rows in groups]
 

@@ -23,6 +23,15 @@ HEADLINE = "ndcg@10"
 DIVERSITY = ("coverage@10", "mean_popularity@10")
 KEYS = ["dataset", "method"]
 CURVE = ["condition", "surface", "norm", "budget"]
+COLLAPSE = (
+    "effective_rank",
+    "spectrum_area",
+    "cosine",
+    "cosine_centred",
+    "alignment",
+    "uniformity_items",
+    "uniformity_users",
+)
 
 Array = NDArray[np.float64]
 
@@ -33,7 +42,8 @@ class Results:
 
     seeds: a row a seed, every metric. accuracy: a row a method, means, sd, intervals. pairs: all paired
     tests. popularity: by bin of the target's training count. robustness: a row a condition and budget.
-    area: a row a condition. training: a row an epoch. cost, datasets: one row each.
+    area: a row a condition. training: a row an epoch. cost, datasets: one row each. degeneration: a row a
+    method that has item vectors, means over seeds. spectra: a row a singular value.
     """
 
     seeds: pd.DataFrame
@@ -45,6 +55,8 @@ class Results:
     training: pd.DataFrame
     cost: pd.DataFrame
     datasets: pd.DataFrame
+    degeneration: pd.DataFrame
+    spectra: pd.DataFrame
 
 
 def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
@@ -55,18 +67,21 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
     intervals, pairs, popularity, robustness = (
         pd.concat(parts, ignore_index=True) for parts in zip(*per_dataset, strict=True)
     )
+    accuracy, area = _accuracy(seeds).merge(intervals, on=KEYS), _area(robustness)
     return Results(
         seeds=seeds,
-        accuracy=_accuracy(seeds).merge(intervals, on=KEYS),
+        accuracy=accuracy,
         pairs=pairs,
         popularity=popularity,
         robustness=robustness,
-        area=_area(robustness),
+        area=area,
         training=_training(evidence),
         cost=pd.DataFrame([_cost_row(cell) for cell in evidence.cells.values()]),
         datasets=pd.DataFrame(
             [{"dataset": name, **_plain(evidence.datasets[name])} for name in evidence.names()]
         ),
+        degeneration=_degeneration(evidence, accuracy, area),
+        spectra=_spectra(evidence),
     )
 
 
@@ -260,6 +275,35 @@ def _cost_row(cell: Cell) -> dict[str, Any]:
     row["users_per_second"] = _mean(evaluate, "users_per_second")
     environment = cell.train.get("environment", {})
     return {**row, "device": str(environment.get("device", "")), "threads": environment.get("threads")}
+
+
+def _degeneration(evidence: Evidence, accuracy: pd.DataFrame, area: pd.DataFrame) -> pd.DataFrame:
+    """Measures of collapse beside accuracy and robustness; `dim` is the number of singular values."""
+    rows = []
+    for cell in evidence.cells.values():
+        records = [seed["degeneration"] for seed in cell.evaluate["seeds"].values() if "degeneration" in seed]
+        if records:
+            row = {"dataset": cell.dataset, "method": cell.method, "dim": len(records[0]["spectrum"])}
+            rows.append({**row, **{name: _mean(records, name) for name in COLLAPSE}})
+    frame = pd.DataFrame(rows, columns=[*KEYS, "dim", *COLLAPSE])
+    frame["rank_share"] = frame["effective_rank"] / frame["dim"]
+    kept = area.groupby(KEYS, sort=False)["area"].mean().rename("robustness_area").reset_index()
+    return frame.merge(accuracy[[*KEYS, HEADLINE, "users"]], on=KEYS).merge(kept, on=KEYS, how="left")
+
+
+def _spectra(evidence: Evidence) -> pd.DataFrame:
+    """sigma_k / sigma_1 over k / D, mean over seeds."""
+    parts = []
+    for cell in evidence.cells.values():
+        curves = [seed["degeneration"]["spectrum"] for seed in cell.evaluate["seeds"].values()
+                  if "degeneration" in seed]  # fmt: skip
+        if curves:
+            place = np.arange(1, len(curves[0]) + 1)
+            columns = {"k": place, "share": place / len(place), "sigma": np.mean(curves, axis=0)}
+            parts.append(pd.DataFrame({"dataset": cell.dataset, "method": cell.method, **columns}))
+    return (
+        pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEYS, "k", "share", "sigma"])
+    )
 
 
 def _mean(records: list[dict[str, Any]], name: str) -> float:

@@ -55,6 +55,13 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         caption = f"{mark}NDCG@10 relative to clean histories, by budget of the corruption “{kind}”."
         draw = partial(plots.robustness, kind=kind, style=style, titles=_titles(params, frame))
         figures.append(StudyFigure(f"robustness-{kind}", frame, caption, draw))
+    if len(results.spectra):
+        caption = f"{mark}Singular values of the item vectors over the largest, mean over seeds."
+        draw = partial(plots.spectra, style=style, titles=titles)
+        figures.append(StudyFigure("spectra", results.spectra, caption, draw))
+        caption = f"{mark}NDCG@10 by the effective rank of the item vectors over their dimension."
+        draw = partial(plots.degeneration, style=style, titles=titles)
+        figures.append(StudyFigure("degeneration", results.degeneration, caption, draw))
     if len(results.training):
         caption = f"{mark}Best validation NDCG@10 so far, mean over seeds."
         draw = partial(plots.training, style=style, titles=titles)

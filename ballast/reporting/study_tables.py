@@ -26,6 +26,7 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
         popularity(results, labels, headings),
         robustness(results, params, labels, sampled),
         budgets(results, sampled),
+        degeneration(results, labels, headings),
         cost(results, labels, headings),
         datasets(results, params),
         claims_table(claims, headings),
@@ -224,6 +225,32 @@ def budgets(results: Results, headings: Mapping[str, str]) -> Table:
         Column("Users", number("users", 0)),
     ]
     return Table("budgets", "Budgets asked for and realised", frame, columns, headings=headings)
+
+
+def degeneration(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
+    """How far the vectors have collapsed, beside accuracy."""
+    columns = [
+        Column("Method", _method(labels), is_number=False),
+        Column("NDCG@10", number(HEADLINE), best=HEADLINE),
+        Column("D", number("dim", 0)),
+        Column("Effective rank", number("effective_rank", 1)),
+        Column("Rank / D", _percent("rank_share")),
+        Column("Spectrum's area", number("spectrum_area", 3)),
+        Column("Cosine", number("cosine", 3)),
+        Column("Cosine, centred", number("cosine_centred", 3)),
+        Column("Alignment", number("alignment", 3)),
+        Column("Uniformity, items", number("uniformity_items", 3)),
+        Column("Uniformity, users", number("uniformity_users", 3)),
+    ]
+    note = (
+        "Of the item vectors at the best checkpoint, without padding; mean over seeds. Effective rank: "
+        "exp of the entropy of the normalised singular values. Area: under sigma_k / sigma_1. Cosine: "
+        "mean over pairs of items, raw and after taking the mean vector off. Alignment (less is "
+        "closer): of test states and their targets. Uniformity (less is more even): of items, and of "
+        "test states. Methods without item vectors are left out."
+    )
+    frame = best_first(results.degeneration)
+    return Table("degeneration", "Collapse of the vectors", frame, columns, note, headings=headings)
 
 
 def cost(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:

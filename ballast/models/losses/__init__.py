@@ -1,8 +1,9 @@
-"""Next-item losses, each a mean over real positions; one file each, all work with any backbone.
+"""Next-item losses, each a (weighted) mean over real positions; one file each, all work with any backbone.
 
 Arguments are alike: hidden (M, D) float states of M real positions, targets (M,) int64 item ids,
 table (I, D) item vectors whose row 0 is padding, exclude (M, X) int64 items that must not be drawn as
-negatives, rng the generator of the negatives (on the device of `hidden`).
+negatives, rng the generator of the negatives (on the device of `hidden`), weights (M,) what each position
+counts, 1 if None; a gradient flows to them.
 """
 
 import importlib
@@ -38,10 +39,21 @@ class Loss(nn.Module):
         self.config = config
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, table: Tensor, exclude: Tensor | None, rng: torch.Generator
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        table: Tensor,
+        exclude: Tensor | None,
+        rng: torch.Generator,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """() float32 mean loss of the M positions."""
         raise NotImplementedError
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    """() sum of w_m v_m over sum of w_m, both (M,); the plain mean without weights."""
+    return values.mean() if weights is None else (values * weights).sum() / weights.sum()
 
 
 def known() -> list[str]:

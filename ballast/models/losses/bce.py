@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ballast.data.sequences import sample_negatives
 from ballast.models.layers import item_rows
-from ballast.models.losses import Loss
+from ballast.models.losses import Loss, weighted_mean
 
 
 class Objective(Loss):
@@ -25,7 +25,13 @@ class Objective(Loss):
         negatives: int = 1
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, table: Tensor, exclude: Tensor | None, rng: torch.Generator
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        table: Tensor,
+        exclude: Tensor | None,
+        rng: torch.Generator,
+        weights: Tensor | None = None,
     ) -> Tensor:
         assert exclude is not None
         shape = (len(targets), self.config.negatives)
@@ -33,4 +39,4 @@ class Objective(Loss):
         positive = (hidden * item_rows(targets, table)).sum(-1)
         negative = torch.einsum("md,mnd->mn", hidden, item_rows(drawn, table))
         terms = functional.softplus(-positive) + functional.softplus(negative).sum(-1)
-        return terms.mean()
+        return weighted_mean(terms, weights)

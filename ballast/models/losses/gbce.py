@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ballast.models.layers import item_rows
-from ballast.models.losses import Loss
+from ballast.models.losses import Loss, weighted_mean
 
 
 class Objective(Loss):
@@ -34,7 +34,13 @@ class Objective(Loss):
         sharing: Literal["batch", "position"] = "batch"
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, table: Tensor, exclude: Tensor | None, rng: torch.Generator
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        table: Tensor,
+        exclude: Tensor | None,
+        rng: torch.Generator,
+        weights: Tensor | None = None,
     ) -> Tensor:
         num_items, count = len(table) - 1, self.config.negatives
         rows = 1 if self.config.sharing == "batch" else len(targets)
@@ -43,7 +49,8 @@ class Objective(Loss):
         negative = (vectors @ hidden[:, :, None])[:, :, 0] if rows > 1 else hidden @ vectors[0].T  # (M, N)
         positive = (hidden * item_rows(targets, table)).sum(-1)
         terms = functional.softplus(negative).masked_fill(drawn == targets[:, None], 0.0).sum(-1)
-        return (self._power(num_items) * functional.softplus(-positive) + terms).mean()
+        terms = terms + self._power(num_items) * functional.softplus(-positive)
+        return weighted_mean(terms, weights)
 
     def _power(self, num_items: int) -> float:
         rate = min(1.0, self.config.negatives / max(1, num_items - 1))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ballast.models.layers import item_rows
-from ballast.models.losses import Loss
+from ballast.models.losses import Loss, weighted_mean
 
 
 class Objective(Loss):
@@ -32,7 +32,13 @@ class Objective(Loss):
         is_corrected: bool = True
 
     def forward(
-        self, hidden: Tensor, targets: Tensor, table: Tensor, exclude: Tensor | None, rng: torch.Generator
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        table: Tensor,
+        exclude: Tensor | None,
+        rng: torch.Generator,
+        weights: Tensor | None = None,
     ) -> Tensor:
         num_items = len(table) - 1
         positive = (hidden * item_rows(targets, table)).sum(-1, keepdim=True)  # (M, 1)
@@ -51,4 +57,5 @@ class Objective(Loss):
             negative = negative - share.log() - math.log(self.config.negatives)
         negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)
         logits = torch.cat([positive, negative], dim=1)  # (M, 1 + N)
-        return functional.cross_entropy(logits, torch.zeros_like(targets))
+        terms = functional.cross_entropy(logits, torch.zeros_like(targets), reduction="none")
+        return weighted_mean(terms, weights)

@@ -1,0 +1,184 @@
+"""ATJT: Liu et al., An Auxiliary Task of Noise Recognition for Joint Training, JCST 39(5) 2024,
+doi 10.1007/s11390-024-4069-5, arXiv 2409.17402.
+
+A noise-recognition model D is trained to tell sequences with a replaced item from the originals; its
+opinion of each original, w = D(clean | history, target), weighs that sequence in the recommender's loss:
+loss = sum w_i l_i / sum w_i + kappa BCE(D), with w not detached. Users are split in halves and crossed: the
+D that weighs one half is trained on the other. The recommender never trains on replaced sequences. D has
+its own item vectors (dim 8) and reads a history by attention from its target, as DIN does (Zhou et al., KDD
+2018, arXiv 1706.06978).
+
+Departs from the paper: ported from click prediction to next-item models (any backbone, any loss), with one
+w a sequence; two models D, one a half, where the paper alternates; no user vector in D, since a half's
+users are never in the training of the D that weighs them. Departs from the authors' code: the replaced
+place is drawn for each sequence; the replacement is not in the sequence; the target is never replaced.
+
+`weighting` holds the controls: `detached` stops the recommender from training D, `none` is w = 1, `random`
+draws w. `truncated` and `reweighted` are the known alternatives that need no D, T-CE and R-CE of Wang et
+al. (Denoising Implicit Feedback, WSDM 2021, arXiv 2006.04153), over sequences: the `drop` share with the
+largest loss is left out, or a sequence counts exp(-l)^beta.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ballast.data.sequences import Batch, sample_negatives
+from ballast.models.method import DatasetInfo
+from ballast.models.sequential import IdMethod
+
+
+class Atjt(IdMethod):
+    """Any backbone under any loss, its sequences weighted by a model that recognises noise."""
+
+    item_counts: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(IdMethod.Config):
+        weighting: Literal["learned", "detached", "none", "random", "truncated", "reweighted"] = "learned"
+        kappa: float = 100.0
+        replaced: int = 1
+        replacement: Literal["uniform", "popularity"] = "uniform"
+        is_crossed: bool = True
+        noise_dim: int = 8
+        drop: float = 0.1
+        beta: float = 0.25
+
+    def __init__(self, config: Any, data: DatasetInfo) -> None:
+        super().__init__(config, data)
+        count = 2 if config.is_crossed else 1
+        self.noise_models = nn.ModuleList(
+            NoiseModel(data.num_items, config.noise_dim) for _ in range(count if self.has_noise_model else 0)
+        )
+        self.register_buffer("item_counts", data.item_counts.to(torch.float32))
+
+    @property
+    def has_noise_model(self) -> bool:
+        return self.config.weighting in ("learned", "detached")
+
+    def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+        table = self.item_table()
+        view = self.backbone.training_view(batch, rng)
+        extra = sum(
+            self.backbone.extra_losses(batch, table, rng).values(), torch.zeros((), device=table.device)
+        )
+        if not self.has_noise_model:
+            weights = self._fixed_weights(view, table, rng)
+            loss = self.next_item_loss(view, table, table, rng, weights)
+            return {"loss": loss + extra, "next_item": loss.detach()}
+        history, target = _split(batch)
+        # Training positions are weighted by the opinion of the model that never saw the user.
+        weights = self.cleanness(batch.user_id, history, target, sees_half=False)
+        if self.config.weighting == "detached":
+            weights = weights.detach()
+        loss = self.next_item_loss(view, table, table, rng, weights)
+        noise = self._noise_loss(batch.user_id, history, target, rng)
+        return {
+            "loss": loss + extra + self.config.kappa * noise,
+            "next_item": loss.detach(),
+            "noise": noise.detach(),
+            "mean_weight": weights.detach().mean(),
+        }
+
+    def cleanness(self, users: Tensor, history: Tensor, target: Tensor, sees_half: bool) -> Tensor:
+        """(B,) probability that a sequence holds no replaced item.
+
+        users: (B,) int64. history: (B, L), target: (B,). `sees_half`: by the model that is trained on the
+        user's half, else by the other one.
+        """
+        opinions = torch.stack([model(history, target) for model in self.noise_models])  # (1 or 2, B)
+        half = (users % len(self.noise_models)) if sees_half else (users + 1) % len(self.noise_models)
+        return opinions.gather(0, half[None])[0].float().sigmoid()
+
+    def _noise_loss(self, users: Tensor, history: Tensor, target: Tensor, rng: torch.Generator) -> Tensor:
+        """() cross entropy of telling the half of the batch that is spoilt from the half that is not."""
+        is_spoilt = torch.rand(len(history), generator=rng, device=history.device) < 0.5
+        spoilt = self.spoilt(history, target, rng)
+        seen = torch.where(is_spoilt[:, None], spoilt, history)
+        clean = self.cleanness(users, seen, target, sees_half=True)
+        is_judged = (history != 0).any(1).float()
+        with torch.autocast(clean.device.type, enabled=False):
+            each = functional.binary_cross_entropy(clean, (~is_spoilt).float(), reduction="none")
+        return (each * is_judged).sum() / is_judged.sum().clamp(min=1)
+
+    def spoilt(self, history: Tensor, target: Tensor, rng: torch.Generator) -> Tensor:
+        """(B, L) histories with `replaced` items by items outside the sequence."""
+        drawn = torch.rand(history.shape, generator=rng, device=history.device)
+        rank = drawn.masked_fill(history == 0, 2.0).argsort(dim=1).argsort(dim=1)
+        is_replaced = (rank < self.config.replaced) & (history != 0)
+        whole = torch.cat([history, target[:, None]], dim=1)
+        if self.config.replacement == "uniform":
+            others = sample_negatives(
+                (len(history), self.config.replaced), len(self.items.weight) - 1, whole, rng
+            )
+        else:
+            others = self._popular_negatives(whole, rng)
+        return torch.where(is_replaced, others.gather(1, rank.clamp(max=self.config.replaced - 1)), history)
+
+    def _popular_negatives(self, exclude: Tensor, rng: torch.Generator) -> Tensor:
+        """(B, replaced) items drawn by their training counts, redrawn while they are in the sequence."""
+        shape = (len(exclude), self.config.replaced)
+        total = shape[0] * shape[1]
+        drawn = torch.multinomial(self.item_counts, total, replacement=True, generator=rng).view(shape)
+        for _ in range(4):
+            hit = (drawn[:, :, None] == exclude[:, None, :]).any(-1)
+            fresh = torch.multinomial(self.item_counts, total, replacement=True, generator=rng).view(shape)
+            drawn = torch.where(hit, fresh, drawn)
+        return drawn
+
+    def _fixed_weights(self, view: Batch, table: Tensor, rng: torch.Generator) -> Tensor | None:
+        """(B,) weights that no noise model gives; None where all count the same."""
+        size, device = len(view.history), view.history.device
+        if self.config.weighting == "none":
+            return None
+        if self.config.weighting == "random":
+            return torch.rand(size, generator=rng, device=device)
+        losses = self._sequence_losses(view, table, rng)
+        if self.config.weighting == "reweighted":
+            return torch.exp(-losses) ** self.config.beta
+        kept = max(1, round(size * (1 - self.config.drop)))
+        return torch.zeros(size, device=device).index_fill(0, losses.argsort()[:kept], 1.0)
+
+    def _sequence_losses(self, view: Batch, table: Tensor, rng: torch.Generator) -> Tensor:
+        """(B,) mean loss of each sequence's positions.
+
+        With weights of 1 a weighted mean L has dL/dw_b = n_b (l_b - L) / M, which every loss knows.
+        """
+        assert view.targets is not None
+        drawn = rng.get_state()
+        weights = torch.ones(len(view.history), dtype=table.dtype, device=table.device, requires_grad=True)
+        mean = self.next_item_loss(view, table.detach(), table.detach(), rng, weights)
+        (gradient,) = torch.autograd.grad(mean, weights)
+        rng.set_state(drawn)
+        count = (view.targets != 0).sum(1)
+        return mean.detach() + gradient * count.sum() / count.clamp(min=1)
+
+
+class NoiseModel(nn.Module):
+    """Logit of "no item was replaced": attention from the target over the history, in vectors of its own."""
+
+    def __init__(self, num_items: int, dim: int) -> None:
+        super().__init__()
+        self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
+        self.attend = nn.Sequential(nn.Linear(4 * dim, 4 * dim), nn.PReLU(), nn.Linear(4 * dim, 1))
+        self.judge = nn.Sequential(nn.Linear(4 * dim, 4 * dim), nn.PReLU(), nn.Linear(4 * dim, 1))
+
+    def forward(self, history: Tensor, target: Tensor) -> Tensor:
+        """(B, L) and (B,) item ids to (B,) logits."""
+        items, goal = self.items(history), self.items(target)  # (B, L, E), (B, E)
+        asked = goal[:, None].expand_as(items)
+        weight = self.attend(torch.cat([items, asked, items - asked, items * asked], dim=2))  # (B, L, 1)
+        is_real = (history != 0)[:, :, None]
+        pooled = (weight * items * is_real).sum(1)  # (B, E), not normalised, as in DIN
+        mean = (items * is_real).sum(1) / is_real.sum(1).clamp(min=1)
+        judged: Tensor = self.judge(torch.cat([pooled, mean, goal, pooled * goal], dim=1))
+        return judged[:, 0]
+
+
+def _split(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(B, L) history and (B,) last target of a training batch."""
+    assert batch.targets is not None
+    return batch.history, batch.targets[:, -1]

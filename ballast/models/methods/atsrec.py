@@ -1,0 +1,143 @@
+"""ATSRec: Zhang & Chen, Adversarial Training on Item Embeddings of Sequential Recommenders, ICME 2024.
+
+With E the item table and l the loss of a mini-batch under any backbone:
+delta_0 = 0, delta_k = project(delta_{k-1} + step_size g / ||g||), g the gradient of l at E + delta_{k-1} with
+respect to the table (same batch, same negatives, dropout on), k = 1..K; the model steps on
+grad l(E) + weight grad l(E + delta_K). The ball has radius eps in the norm of the whole table.
+
+Departs from the authors' code: a bidirectional backbone is trained by cloze and cannot see its own target;
+`attack: free` carries one perturbation from batch to batch, each moving it by one step, so that a batch
+costs two passes. Beyond the paper: `norm: row` bounds every item by itself; `adversary: random` puts a
+random direction of size eps, and `none` nothing, in place of the attack: controls for noise, and for the
+second dropout mask.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ballast.data.sequences import Batch
+from ballast.errors import BallastError
+from ballast.models.method import DatasetInfo
+from ballast.models.sequential import IdMethod
+from ballast.perturbation import direction, projected, random_direction, sizes
+
+Evaluate = Callable[[Tensor], Tensor]
+
+
+class AtsRec(IdMethod):
+    """Any backbone under any loss, trained on its items and on perturbed ones."""
+
+    delta: Tensor
+
+    @dataclass(frozen=True, kw_only=True)
+    class Config(IdMethod.Config):
+        attack: Literal["pgd", "fgm", "fgsm", "free"] = "pgd"
+        adversary: Literal["gradient", "random", "none"] = "gradient"
+        norm: Literal["table", "row"] = "table"
+        perturb: Literal["both", "input", "output"] = "both"
+        steps: int = 5
+        radius: float = 1.0
+        step_size: float = 0.3
+        weight: float = 1.0
+
+    def __init__(self, config: Any, data: DatasetInfo) -> None:
+        super().__init__(config, data)
+        if config.item_gradient == "sparse":
+            raise BallastError("model.item_gradient: sparse does not go with a perturbation of all items")
+        if config.attack == "free":
+            self.register_buffer("delta", torch.zeros_like(self.items.weight))
+
+    def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
+        view = self.backbone.training_view(batch, rng)
+        drawn = rng.get_state()
+
+        def loss_at(delta: Tensor | None) -> Tensor:
+            """The loss on a perturbed table: the same draws each time, but for dropout."""
+            rng.set_state(drawn)
+            return self._loss(batch, view, delta, rng)
+
+        if self.config.weight == 0:
+            return {"loss": loss_at(None)}
+        # Where all of the table is perturbed, its own gradient is the perturbation's.
+        start = (
+            None if self.config.perturb == "both" else torch.zeros_like(self.items.weight).requires_grad_()
+        )
+        clean = loss_at(start)
+        gradients = self._gradients(clean, start)
+        delta = self._perturbation(gradients.pop("delta", gradients["items.weight"]), loss_at, rng)
+        adversarial = loss_at(delta)
+        if self.config.attack == "free" and self.config.adversary == "gradient":
+            moved = self._gradients(adversarial, delta)
+            self._carry(moved.pop("delta"))
+            adversarial = self._held(adversarial, moved)
+        table = self.items.weight.detach()
+        size = sizes(delta.detach(), self.config.norm).amax()
+        return {
+            "loss": self._held(clean, gradients) + self.config.weight * adversarial,
+            "clean": clean.detach(),
+            "adversarial": adversarial.detach(),
+            "radius_share": self.config.radius / sizes(table, self.config.norm).mean(),
+            "is_at_boundary": (size >= 0.999 * self.config.radius).float(),
+        }
+
+    def _loss(self, batch: Batch, view: Batch, delta: Tensor | None, rng: torch.Generator) -> Tensor:
+        """() loss where `delta` (I, D) is added to the table that the history, the scores or both read."""
+        table = self.item_table()
+        moved = table if delta is None else table + delta
+        inputs = table if self.config.perturb == "output" else moved
+        outputs = table if self.config.perturb == "input" else moved
+        loss = self.next_item_loss(view, inputs, outputs, rng)
+        for part in self.backbone.extra_losses(batch, inputs, rng).values():
+            loss = loss + part
+        return loss
+
+    def _perturbation(self, gradient: Tensor, loss_at: Evaluate, rng: torch.Generator) -> Tensor:
+        """(I, D) what the adversary adds, given the gradient on the clean table."""
+        config = self.config
+        if config.adversary == "none":
+            return torch.zeros_like(gradient)
+        if config.adversary == "random":
+            after = rng.get_state()
+            delta = config.radius * random_direction(gradient, config.norm, rng)
+            rng.set_state(after)  # negatives are drawn as without an adversary
+            return delta
+        if config.attack == "free":
+            return self.delta.clone().requires_grad_()
+        if config.attack == "fgm":
+            return config.radius * direction(gradient, config.norm)
+        if config.attack == "fgsm":
+            return config.radius * gradient.sign()
+        delta = torch.zeros_like(gradient)
+        for step in range(config.steps):
+            if step:
+                delta.requires_grad_()
+                # Of the perturbation alone: the weights' own gradients are not computed.
+                (gradient,) = torch.autograd.grad(loss_at(delta), delta)
+            delta = self._stepped(delta.detach(), gradient)
+        return delta
+
+    def _stepped(self, delta: Tensor, gradient: Tensor) -> Tensor:
+        config = self.config
+        return projected(
+            delta + config.step_size * direction(gradient, config.norm), config.radius, config.norm
+        )
+
+    @torch.no_grad()
+    def _carry(self, gradient: Tensor) -> None:
+        self.delta.copy_(self._stepped(self.delta, gradient))
+
+    def _gradients(self, loss: Tensor, delta: Tensor | None = None) -> dict[str, Tensor]:
+        """Gradients of all parameters that the loss depends on, and of `delta`."""
+        named = dict(self.named_parameters()) | ({} if delta is None else {"delta": delta})
+        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        return {name: part for name, part in zip(named, found, strict=True) if part is not None}
+
+    def _held(self, loss: Tensor, gradients: dict[str, Tensor]) -> Tensor:
+        """A stand-in for `loss` with its value and its gradients, which are known: no second backward."""
+        named = dict(self.named_parameters())
+        linear = torch.stack([(named[name] * part).sum() for name, part in gradients.items()]).sum()
+        return linear + (loss - linear).detach()
