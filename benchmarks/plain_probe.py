@@ -3,7 +3,6 @@
 The floor for speed: a library's training loop has no excuse to be slower than this file.
 """
 
-import time
 from collections.abc import Iterator
 
 import protocol
@@ -103,20 +102,11 @@ def run(task: protocol.Task) -> protocol.Run:
     record = protocol.Run(
         task, "source", sum(p.numel() for p in model.parameters()), {"batch": f"{users} users"}
     )
-    while True:
-        start = time.perf_counter()
-        loss = train_epoch(model, optimizer, history, targets, users)
-        trained = time.perf_counter()
-        ndcg = validate(model, valid_history, valid_targets)
-        done = record.epoch(
-            targets=int((targets > 0).sum()),
-            train_seconds=trained - start,
-            valid_seconds=time.perf_counter() - trained,
-            ndcg=ndcg,
-            loss=loss,
-        )
-        if done:
-            break
+    record.train(
+        int((targets > 0).sum()),
+        lambda: train_epoch(model, optimizer, history, targets, users),
+        lambda: validate(model, valid_history, valid_targets),
+    )
     record.rank(lambda: rank(model, valid_history, valid_targets, task.topk))
     return record
 

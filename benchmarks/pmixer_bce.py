@@ -5,7 +5,6 @@ position drawn outside the user's items, binary cross entropy, Adam with betas .
 description, without that port's sampler processes: negatives are drawn for a whole batch at once.
 """
 
-import time
 from collections.abc import Iterator
 
 import protocol
@@ -139,20 +138,11 @@ def run(task: protocol.Task) -> protocol.Run:
     optimizer = torch.optim.Adam(model.parameters(), lr=task.learning_rate, betas=(0.9, 0.98))
     notes = {"batch": f"{users} users", "inner_size": task.hidden_size, "scored_items": 2}
     record = protocol.Run(task, "source", sum(p.numel() for p in model.parameters()), notes)
-    while True:
-        start = time.perf_counter()
-        loss = train_epoch(model, optimizer, history, targets, users)
-        trained = time.perf_counter()
-        ndcg = validate(model, valid_history, valid_targets)
-        done = record.epoch(
-            targets=int((targets > 0).sum()),
-            train_seconds=trained - start,
-            valid_seconds=time.perf_counter() - trained,
-            ndcg=ndcg,
-            loss=loss,
-        )
-        if done:
-            break
+    record.train(
+        int((targets > 0).sum()),
+        lambda: train_epoch(model, optimizer, history, targets, users),
+        lambda: validate(model, valid_history, valid_targets),
+    )
     record.rank(lambda: rank(model, valid_history, valid_targets, task.topk))
     return record
 

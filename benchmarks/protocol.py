@@ -99,6 +99,25 @@ class Run:
             or self.epochs[-1]["wall_seconds"] >= self.task.max_minutes * 60
         )
 
+    def train(self, targets: int, train_epoch: Callable[[], float], validate: Callable[[], float]) -> None:
+        """Train and validate in turn until the run is to end.
+
+        `train_epoch` passes over `targets` targets and gives their mean loss, `validate` unmasked NDCG@10.
+        """
+        while True:
+            start = time.perf_counter()
+            loss = train_epoch()
+            trained = time.perf_counter()
+            ndcg = validate()
+            if self.epoch(
+                targets=targets,
+                train_seconds=trained - start,
+                valid_seconds=time.perf_counter() - trained,
+                ndcg=ndcg,
+                loss=loss,
+            ):
+                return
+
     def rank(self, ranking: Callable[[], object]) -> None:
         """Time `ranking`, which ranks every user of the validation set and keeps the best `topk` items.
 

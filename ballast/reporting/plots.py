@@ -5,7 +5,7 @@ Single-column figures, five inches wide, so that the same drawing reads on a pho
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ MARKERS = ("o", "s", "^", "D")
 GREY = "#888888"  # methods without training: the ground everything else stands on
 INK = "#1f2328"  # text and axes; becomes the page's own text colour in the SVG
 WIDTH = 5.0  # inches
+
+# Where each method's curve ends, if it has a finite point.
+Ends = Mapping[str, tuple[float, float] | None]
 
 # A long title or label widens the picture instead of being cut at its edge.
 _WHOLE: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.08}
@@ -132,108 +135,106 @@ def robustness(
     """NDCG@10 under one corruption relative to clean, a panel a dataset. Columns of Results.robustness."""
     frame = frame[frame["condition"] == kind]
     norm = str(frame["norm"].iloc[0])
-    with mpl.rc_context(_RC):
-        groups = list(frame.groupby("dataset", sort=False))
-        heights = _curve_heights(groups)
-        figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
-        for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
-            ends = {}
-            for method, curve in rows.groupby("method", sort=False):
-                curve = curve[curve["budget"] > 0].sort_values("budget")
-                x = np.concatenate([[0.0], curve["budget"]])
-                y = np.concatenate([[1.0], curve["relative"]])
-                ends[str(method)] = _draw(axis, x, y, style[str(method)], has_markers=True)
-            axis.set_xlabel(f"{kind}: budget ({norm} of the history)")
-            axis.set_ylabel("NDCG@10 / clean")
-            for side in (axis.xaxis, axis.yaxis):
-                side.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
-            _name_ends(axis, ends, style, inches)
-        figure.set_layout_engine("constrained", hspace=0.04)
-    return figure
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        ends = {}
+        for method, curve in rows.groupby("method", sort=False):
+            curve = curve[curve["budget"] > 0].sort_values("budget")
+            x = np.concatenate([[0.0], curve["budget"]])
+            y = np.concatenate([[1.0], curve["relative"]])
+            ends[str(method)] = _draw(axis, x, y, style[str(method)], has_markers=True)
+        axis.set_xlabel(f"{kind}: budget ({norm} of the history)")
+        axis.set_ylabel("NDCG@10 / clean")
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        return ends
+
+    return _curves(frame, style, titles, draw)
 
 
 def popularity(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
     """NDCG@10 by training count of the target, a panel a dataset. Columns of Results.popularity."""
-    with mpl.rc_context(_RC):
-        groups = list(frame.groupby("dataset", sort=False))
-        heights = _curve_heights(groups)
-        figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
-        for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
-            ends = {}
-            for method, curve in rows.groupby("method", sort=False):
-                y = curve.set_index("bin")[HEADLINE].reindex(list(POPULARITY_BINS)).to_numpy()
-                ends[str(method)] = _draw(axis, np.arange(len(y)), y, style[str(method)], has_markers=True)
-            counts = rows.drop_duplicates("bin").set_index("bin")["users"].reindex(list(POPULARITY_BINS))
-            ticks = [f"{name}\nn {count:,}" for name, count in counts.items()]
-            axis.set_xticks(range(len(ticks)), ticks)
-            axis.set_xlabel("training interactions of the target item (n users)")
-            axis.set_ylabel("NDCG@10")
-            axis.set_ylim(bottom=0)
-            _name_ends(axis, ends, style, inches)
-        figure.set_layout_engine("constrained", hspace=0.04)
-    return figure
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        ends = {}
+        for method, curve in rows.groupby("method", sort=False):
+            y = curve.set_index("bin")[HEADLINE].reindex(list(POPULARITY_BINS)).to_numpy()
+            ends[str(method)] = _draw(axis, np.arange(len(y)), y, style[str(method)], has_markers=True)
+        counts = rows.drop_duplicates("bin").set_index("bin")["users"].reindex(list(POPULARITY_BINS))
+        ticks = [f"{name}\nn {count:,}" for name, count in counts.items()]
+        axis.set_xticks(range(len(ticks)), ticks)
+        axis.set_xlabel("training interactions of the target item (n users)")
+        axis.set_ylabel("NDCG@10")
+        axis.set_ylim(bottom=0)
+        return ends
+
+    return _curves(frame, style, titles, draw)
 
 
 def training(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
     """Best validation NDCG@10 so far by epoch, a panel a dataset. Columns of results.best_so_far."""
-    with mpl.rc_context(_RC):
-        groups = list(frame.groupby("dataset", sort=False))
-        heights = _curve_heights(groups)
-        figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
-        for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
-            ends = {}
-            for method, curve in rows.groupby("method", sort=False):
-                x, y = curve["epoch"].to_numpy(), curve["best_valid_ndcg@10"].to_numpy()
-                ends[str(method)] = _draw(axis, x, y, style[str(method)])
-            axis.set_xlabel("epoch (flat once a method has stopped)")
-            axis.set_ylabel("best validation NDCG@10")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            _name_ends(axis, ends, style, inches)
-        figure.set_layout_engine("constrained", hspace=0.04)
-    return figure
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        ends = {}
+        for method, curve in rows.groupby("method", sort=False):
+            x, y = curve["epoch"].to_numpy(), curve["best_valid_ndcg@10"].to_numpy()
+            ends[str(method)] = _draw(axis, x, y, style[str(method)])
+        axis.set_xlabel("epoch (flat once a method has stopped)")
+        axis.set_ylabel("best validation NDCG@10")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return ends
+
+    return _curves(frame, style, titles, draw)
 
 
 def spectra(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
     """Normalised singular values of the item vectors, a panel a dataset. Columns of Results.spectra."""
-    with mpl.rc_context(_RC):
-        groups = list(frame.groupby("dataset", sort=False))
-        heights = _curve_heights(groups)
-        figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
-        for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
-            ends = {}
-            for method, curve in rows.groupby("method", sort=False):
-                ends[str(method)] = _draw(
-                    axis, curve["share"].to_numpy(), curve["sigma"].to_numpy(), style[str(method)]
-                )
-            axis.set_xlabel("rank of the singular value / dimension")
-            axis.set_ylabel("singular value / largest")
-            axis.set_ylim(0, 1)
-            _name_ends(axis, ends, style, inches)
-        figure.set_layout_engine("constrained", hspace=0.04)
-    return figure
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        ends = {}
+        for method, curve in rows.groupby("method", sort=False):
+            ends[str(method)] = _draw(
+                axis, curve["share"].to_numpy(), curve["sigma"].to_numpy(), style[str(method)]
+            )
+        axis.set_xlabel("rank of the singular value / dimension")
+        axis.set_ylabel("singular value / largest")
+        axis.set_ylim(0, 1)
+        return ends
+
+    return _curves(frame, style, titles, draw)
 
 
 def degeneration(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
     """NDCG@10 by effective rank over dimension, a panel a dataset. Columns of Results.degeneration."""
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        ends = {}
+        for row in rows.to_dict("records"):
+            point = (np.array([row["rank_share"]]), np.array([row[HEADLINE]]))
+            ends[str(row["method"])] = _draw(axis, *point, style[str(row["method"])], has_markers=True)
+        axis.set_xlabel("effective rank / dimension")
+        axis.set_ylabel("NDCG@10, history masked")
+        axis.margins(0.15, 0.2)
+        return ends
+
+    return _curves(frame, style, titles, draw)
+
+
+def _curves(
+    frame: pd.DataFrame,
+    style: Mapping[str, Look],
+    titles: Mapping[str, str],
+    draw: Callable[[Axes, pd.DataFrame], Ends],
+) -> Figure:
+    """A panel a dataset: `draw` fills one from its rows and says where each method's curve ends."""
     with mpl.rc_context(_RC):
         groups = list(frame.groupby("dataset", sort=False))
-        heights = _curve_heights(groups)
+        heights = [max(1.9, 0.155 * rows["method"].nunique() + 0.2) for _, rows in groups]
         figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
         for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
-            ends = {}
-            for row in rows.to_dict("records"):
-                point = (np.array([row["rank_share"]]), np.array([row[HEADLINE]]))
-                ends[str(row["method"])] = _draw(axis, *point, style[str(row["method"])], has_markers=True)
-            axis.set_xlabel("effective rank / dimension")
-            axis.set_ylabel("NDCG@10, history masked")
-            axis.margins(0.15, 0.2)
-            _name_ends(axis, ends, style, inches)
+            _name_ends(axis, draw(axis, rows), style, inches)
         figure.set_layout_engine("constrained", hspace=0.04)
     return figure
-
-
-def _curve_heights(groups: Sequence[tuple[object, pd.DataFrame]]) -> list[float]:
-    return [max(1.9, 0.155 * rows["method"].nunique() + 0.2) for _, rows in groups]
 
 
 def _draw(
@@ -246,9 +247,7 @@ def _draw(
     return (float(x[finite[-1]]), float(y[finite[-1]])) if len(finite) else None
 
 
-def _name_ends(
-    axis: Axes, ends: Mapping[str, tuple[float, float] | None], style: Mapping[str, Look], inches: float
-) -> None:
+def _name_ends(axis: Axes, ends: Ends, style: Mapping[str, Look], inches: float) -> None:
     """Each curve's name right of the panel, moved apart where they would overlap."""
     axis.grid(axis="y")
     low, high = axis.get_ylim()

@@ -277,11 +277,16 @@ def _cost_row(cell: Cell) -> dict[str, Any]:
     return {**row, "device": str(environment.get("device", "")), "threads": environment.get("threads")}
 
 
+def _collapse(cell: Cell) -> list[dict[str, Any]]:
+    """The measures of each seed; none of a method without item vectors."""
+    return [seed["degeneration"] for seed in cell.evaluate["seeds"].values() if "degeneration" in seed]
+
+
 def _degeneration(evidence: Evidence, accuracy: pd.DataFrame, area: pd.DataFrame) -> pd.DataFrame:
     """Measures of collapse beside accuracy and robustness; `dim` is the number of singular values."""
     rows = []
     for cell in evidence.cells.values():
-        records = [seed["degeneration"] for seed in cell.evaluate["seeds"].values() if "degeneration" in seed]
+        records = _collapse(cell)
         if records:
             row = {"dataset": cell.dataset, "method": cell.method, "dim": len(records[0]["spectrum"])}
             rows.append({**row, **{name: _mean(records, name) for name in COLLAPSE}})
@@ -295,8 +300,7 @@ def _spectra(evidence: Evidence) -> pd.DataFrame:
     """sigma_k / sigma_1 over k / D, mean over seeds."""
     parts = []
     for cell in evidence.cells.values():
-        curves = [seed["degeneration"]["spectrum"] for seed in cell.evaluate["seeds"].values()
-                  if "degeneration" in seed]  # fmt: skip
+        curves = [record["spectrum"] for record in _collapse(cell)]
         if curves:
             place = np.arange(1, len(curves[0]) + 1)
             columns = {"k": place, "share": place / len(place), "sigma": np.mean(curves, axis=0)}

@@ -69,7 +69,8 @@ class Atjt(IdMethod):
             weights = self._fixed_weights(view, table, rng)
             loss = self.next_item_loss(view, table, table, rng, weights)
             return {"loss": loss + extra, "next_item": loss.detach()}
-        history, target = _split(batch)
+        assert batch.targets is not None
+        history, target = batch.history, batch.targets[:, -1]
         # Training positions are weighted by the opinion of the model that never saw the user.
         weights = self.cleanness(batch.user_id, history, target, sees_half=False)
         if self.config.weighting == "detached":
@@ -176,9 +177,3 @@ class NoiseModel(nn.Module):
         mean = (items * is_real).sum(1) / is_real.sum(1).clamp(min=1)
         judged: Tensor = self.judge(torch.cat([pooled, mean, goal, pooled * goal], dim=1))
         return judged[:, 0]
-
-
-def _split(batch: Batch) -> tuple[Tensor, Tensor]:
-    """(B, L) history and (B,) last target of a training batch."""
-    assert batch.targets is not None
-    return batch.history, batch.targets[:, -1]
