@@ -87,8 +87,19 @@ class SplitParams(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoiseParams(Strict):
+    """Noise put into training: this share of the interactions becomes other items, drawn by `seed`."""
+
+    share: float
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetParams(Strict):
-    """One dataset: its source, reader, filter, split and seeds, with its terms of use."""
+    """One dataset: its source, reader, filter, split and seeds, with its terms of use.
+
+    `noise` spoils its training interactions; without it they stay as they are.
+    """
 
     label: str
     terms: str
@@ -97,6 +108,7 @@ class DatasetParams(Strict):
     seeds: list[int]
     filter: FilterParams = field(default_factory=FilterParams)
     split: SplitParams = field(default_factory=SplitParams)
+    noise: NoiseParams | None = None
     expected: dict[str, int] = field(default_factory=dict)
     is_simulated: bool = False
 
@@ -142,11 +154,43 @@ class TransferParams(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuningParams(Strict):
+    """The search for settings: the same number of trials for each method named here, on each dataset.
+
+    datasets: name to what holds there for every method (a block as under `cells`). methods and
+    content_methods: who is searched for. space: dotted key of a method's block to the values to try;
+    `spaces` holds further keys of single methods. `seed` trains the trials and draws them.
+    """
+
+    trials: int = 1
+    seed: int = 0
+    datasets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    methods: list[str] = field(default_factory=list)
+    content_methods: list[str] = field(default_factory=list)
+    space: dict[str, list[Any]] = field(default_factory=dict)
+    spaces: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledParams(Strict):
+    """The target among `negatives` items, drawn by their training count to the `power`; 0 is uniform."""
+
+    negatives: int = 63
+    power: float = 0.75
+
+    @property
+    def name(self) -> str:
+        """As the protocol is called in records, such as "63@0.75"."""
+        return f"{self.negatives}@{self.power:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationParams(Strict):
-    """Full ranking: list length kept, and users scored at a time."""
+    """Full ranking: list length kept, and users scored at a time. `sampled`: protocols to add to it."""
 
     topk: int = 20
     batch_size: int = 512
+    sampled: list[SampledParams] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +227,7 @@ class Params(Strict):
     content_methods: dict[str, MethodParams]
     transfer_methods: dict[str, MethodParams]
     transfer: TransferParams
+    tuning: TuningParams
     cells: dict[str, dict[str, dict[str, Any]]]
     evaluation: EvaluationParams
     robustness: RobustnessParams
@@ -192,6 +237,11 @@ class Params(Strict):
         """(dataset, method) of every cell that the report must have."""
         cells = [(d, m) for d in self.targets for m in (*self.methods, *self.content_methods)]
         return cells + [(d, m) for d in self.transfer.targets for m in self.transfer_methods]
+
+    def tuned(self) -> list[tuple[str, str]]:
+        """(dataset, method) of every search for settings."""
+        tuning = self.tuning
+        return [(d, m) for d in tuning.datasets for m in (*tuning.methods, *tuning.content_methods)]
 
     def all_methods(self) -> dict[str, MethodParams]:
         """Method id to its block, without what single cells change."""
@@ -280,6 +330,7 @@ def _check(params: Params) -> None:
         ("content_datasets", params.content_datasets),
         *((f"transfer.pools.{pool}", sources) for pool, sources in params.transfer.pools.items()),
         ("transfer.targets", params.transfer.targets),
+        ("tuning.datasets", params.tuning.datasets),
     ]:
         for name in names:
             if name not in known:
@@ -316,6 +367,20 @@ def _check(params: Params) -> None:
                 f"params.yaml: transfer_methods.{name}.pool: unknown pool {method_params.pool!r}; "
                 f"known: {', '.join(params.transfer.pools)}"
             )
+    _check_tuning(params)
     for budget in params.robustness.budgets:
         if not (math.isfinite(budget) and 0 <= budget <= 1):
             raise BallastError(f"params.yaml: robustness.budgets: {budget} is not a share between 0 and 1")
+
+
+def _check_tuning(params: Params) -> None:
+    tuning = params.tuning
+    if tuning.trials < 1:
+        raise BallastError(f"params.yaml: tuning.trials: {tuning.trials} is less than 1")
+    for section in ("methods", "content_methods"):
+        for name in getattr(tuning, section):
+            if name not in getattr(params, section):
+                raise BallastError(f"params.yaml: tuning.{section}: '{name}' is not under {section}")
+    for name in tuning.spaces:
+        if name not in (*tuning.methods, *tuning.content_methods):
+            raise BallastError(f"params.yaml: tuning.spaces.{name}: not a method that is tuned")

@@ -11,11 +11,14 @@ import torch
 import typer
 
 from ballast.data import schemas
-from ballast.data.sequences import SequenceStore
+from ballast.data.sequences import SequenceStore, training_batches
 from ballast.evaluation.degeneration import degeneration
+from ballast.evaluation.noise import sequence_truth, validity
 from ballast.evaluation.ranking import Ranking, rank_targets
+from ballast.evaluation.sampled import draw_candidates, sampled_metrics
+from ballast.models.method import Method
 from ballast.models.sequential import SequentialMethod
-from ballast.reproducibility import environment, output_lock, prepare_process
+from ballast.reproducibility import environment, generator, output_lock, prepare_process
 
 
 def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
@@ -26,6 +29,10 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
         users, targets = prepared.held_out("test")
         store = prepared.store(["train", "valid"], users)
         counts = prepared.info.item_counts.numpy()
+        candidates = {
+            protocol.name: draw_candidates(store, targets, prepared.info.item_counts, protocol)
+            for protocol in params.evaluation.sampled
+        }
         ranks, lists, accounts = [], [], {}
         for seed in inputs.seeds(params, dataset, method):
             model = inputs.trained(params, dataset, method, prepared, seed)
@@ -40,11 +47,22 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
             topk = ranking.topk.numpy()  # (U, K)
             lists.append(pd.DataFrame({**keys, "target_item_id": targets.numpy(), "topk": list(topk)}))
             accounts[str(seed)] = _account(ranking, topk[:, :10], counts, seconds)
-            if isinstance(model, SequentialMethod):
+            if candidates:
+                accounts[str(seed)]["sampled"] = sampled_metrics(
+                    model, store, candidates, prepared.info.num_items, params.evaluation.batch_size
+                )
+            # A backbone that reads the candidate has no states to measure.
+            if isinstance(model, SequentialMethod) and not model.backbone.reads_candidates:
                 accounts[str(seed)]["degeneration"] = _degeneration(model, store, targets, prepared)
+            noise = _noise(model, prepared, params.cell(dataset, method).training.batch_size)
+            if noise is not None:
+                accounts[str(seed)]["noise"] = noise
         schemas.write("ranks", pd.concat(ranks), study.ranks(dataset, method))
         schemas.write("lists", pd.concat(lists), study.lists(dataset, method))
-        record = {"dataset": dataset, "method": method, "seeds": accounts, "environment": environment()}
+        record: dict[str, Any] = {"dataset": dataset, "method": method, "seeds": accounts}
+        if candidates:
+            record["sampled_hashes"] = {name: drawn.hash for name, drawn in candidates.items()}
+        record["environment"] = environment()
         study.write_json(study.cell("evaluate", dataset, method), record)
 
 
@@ -60,6 +78,26 @@ def _degeneration(
     ]
     users = torch.cat(states)[order.argsort()]
     return degeneration(table.cpu(), prepared.info.item_counts, users.cpu(), targets)
+
+
+def _noise(model: Method, prepared: inputs.Prepared, batch_size: int) -> dict[str, Any] | None:
+    """What the model's weights of training sequences know of the noise; None without weights or truth."""
+    weigh = getattr(model, "sequence_weights", None)
+    training = prepared.interactions[prepared.interactions["split"] == "train"]
+    if weigh is None or training["is_noise"].isna().any():
+        return None
+    users, weights = [], []
+    # Cut and put together as in training: a weight may depend on the company.
+    order = generator(0, "noise validity")
+    for batch in training_batches(prepared.store(["train"]), batch_size, model.max_len, order):
+        found = weigh(batch)
+        if found is None:
+            return None
+        users.append(batch.user_id.cpu().numpy())
+        weights.append(found.cpu().numpy().astype(np.float64))
+    truth = sequence_truth(training, prepared.info.item_counts.numpy(), model.max_len)
+    share = float(training["is_noise"].mean())
+    return {"noise_share": share, **validity(np.concatenate(weights), truth.loc[np.concatenate(users)])}
 
 
 def _rank_columns(ranking: Ranking) -> dict[str, np.ndarray]:

@@ -3,9 +3,8 @@
 stages/study.py, which says where things lie, is left out: it changes no result.
 """
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import study
@@ -14,7 +13,6 @@ from ballast.errors import BallastError
 from ballast.models import backbones, losses, registry
 from ballast.params import Params
 from ballast.provenance import fingerprint
-from ballast.strict import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("reports/code.json")
@@ -26,8 +24,12 @@ FOUND_BY_NAME = {
     "features": ["ballast.content.*"],
     "report": ["ballast/reporting/templates/page.html.j2"],
 }
+PARTS: dict[str, Callable[[dict[str, Any], str], tuple[type, Any]]] = {
+    "backbone": backbones.configure,
+    "loss": losses.configure,
+}
 STAGES = ("fetch", "preprocess", "features", "pool", "report")
-CELL_STAGES = ("pretrain", "train", "evaluate", "robustness")
+CELL_STAGES = ("pretrain", "tune", "train", "evaluate", "robustness")
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def _modules(params: Params, method: str, stage: str) -> list[str]:
     Every block is checked on the way: a mistyped setting ends the run before anything is trained.
     """
     blocks = {f"methods.{method}": params.all_methods()[method]}
-    if stage != "pretrain":
+    if stage not in ("pretrain", "tune"):
         cells = [dataset for dataset, name in params.grid() if name == method]
         blocks |= {f"cells.{dataset}.{method}": params.cell(dataset, method) for dataset in cells}
     names = {"ballast.params:MethodParams", "ballast.params:changed"}
@@ -62,22 +64,11 @@ def _modules(params: Params, method: str, stage: str) -> list[str]:
                 f"params.yaml: {where}.method: unknown method '{block.method}'; known: {known}"
             )
         config = registry.configure(block.method, block.model, f"params.yaml: {where}.model")
-        for part, package in (("backbone", backbones), ("loss", losses)):
+        for part, find in PARTS.items():
             chosen = getattr(config, part, None)
             if chosen is not None:
-                kind = importlib.import_module(_part(package, part, chosen, f"params.yaml: {where}.model"))
-                wanted = kind.Encoder if package is backbones else kind.Objective
-                parse(wanted.Config, chosen, f"params.yaml: {where}.model.{part}")
-                names.add(kind.__name__)
+                names.add(find(chosen, f"params.yaml: {where}.model.{part}")[0].__module__)
     return sorted(names)
-
-
-def _part(package: ModuleType, part: str, chosen: dict[str, Any], where: str) -> str:
-    """The module of a backbone or a loss that a block names."""
-    if chosen.get("name") not in package.known():
-        known = ", ".join(package.known())
-        raise BallastError(f"{where}.{part}: unknown {part} {chosen.get('name')!r}; known: {known}")
-    return f"{package.__name__}.{chosen['name']}"
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def _read(params: Params) -> Evidence:
         cells={(d, m): _read_cell(d, m) for d, m in params.grid()},
         datasets={d: _json(REPORTS / "cells/preprocess" / f"{d}.json", d) for d, _ in params.grid()},
         deterministic=frozenset(name for name, stepped in is_stepped.items() if not stepped),
+        tuning={(d, m): _json(study.cell("tune", d, m), f"{d}--{m}") for d, m in params.tuned()},
     )
 
 

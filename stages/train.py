@@ -14,6 +14,7 @@ import study
 import typer
 
 from ballast import parallel
+from ballast.data.sequences import SequenceStore
 from ballast.errors import BallastError
 from ballast.models import registry
 from ballast.models.method import Method
@@ -80,9 +81,7 @@ def _train_seed(
         model = inputs.fresh(cell, chosen, prepared.info, seed)
         if source is not None:
             registry.adopt(model, source)
-        result = fit(
-            model, train, validation, cell.training, seed, state.with_suffix(".ckpt"), label=label
-        ).summary()
+        result = _fit_phases(model, train, validation, cell, seed, state, label)
     else:
         model, result = _count(cell, chosen, prepared, train, validation)
     result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
@@ -92,6 +91,34 @@ def _train_seed(
             registry.save(model, temporary)
         study.write_json(account, result)
     return result
+
+
+def _fit_phases(
+    model: Method,
+    train: SequenceStore,
+    validation: Validation,
+    cell: MethodParams,
+    seed: int,
+    state: Path,
+    label: str,
+) -> dict[str, Any]:
+    """Fit each phase from the best state of the one before; the account is the last one's.
+
+    Where there are several, `seconds` are those of all, and `phases` has each one's own account.
+    """
+    accounts = {}
+    for phase in model.phases:
+        model.enter(phase)
+        checkpoint = state.with_suffix(f".{phase}.ckpt" if phase else ".ckpt")
+        progress = fit(
+            model, train, validation, cell.training, seed, checkpoint, label=f"{label} {phase}".rstrip()
+        )
+        accounts[phase] = progress.summary()
+    last = list(accounts.values())[-1]
+    if len(accounts) == 1:
+        return last
+    seconds = round(sum(account["seconds"] for account in accounts.values()), 2)
+    return {**last, "seconds": seconds, "phases": accounts}
 
 
 def _count(

@@ -424,7 +424,8 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     params = {
         "root": ".", "study": {"name": "s", "title": "S"}, "datasets": {"d": dataset}, "targets": ["d"],
         "content_datasets": ["d"], "methods": {}, "content_methods": {},
-        "transfer_methods": {}, "transfer": {}, "cells": {}, "evaluation": {}, "robustness": {}, "report": {},
+        "transfer_methods": {}, "transfer": {}, "tuning": {}, "cells": {},
+        "evaluation": {}, "robustness": {}, "report": {},
         "features": {
             "text": {"name": "tfidf_svd", "dim": 4},
             "image": {"name": "contrastive", "size": 16, "width": 4, "dim": 8, "steps": 2},

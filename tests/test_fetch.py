@@ -334,7 +334,7 @@ def study(folder: Path, source: dict[str, Any], **block: Any) -> None:
         "seeds": [0],
         **block,
     }
-    mappings = ("features", "methods", "content_methods", "transfer_methods", "transfer", "cells")
+    mappings = ("features", "methods", "content_methods", "transfer_methods", "transfer", "tuning", "cells")
     empty: dict[str, Any] = {name: {} for name in (*mappings, "evaluation", "robustness", "report")}
     text = {"root": ".", "study": {"name": "s", "title": "S"}, "datasets": {"d": dataset}, **empty}
     (folder / "params.yaml").write_text(yaml.safe_dump({**text, "targets": [], "content_datasets": []}))

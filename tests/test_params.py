@@ -42,6 +42,11 @@ content_methods:
 transfer_methods:
   transfer: {<<: *sasrec, label: Transfer, method: sasrec_features, pool: sources}
 transfer: {pools: {sources: [market]}, targets: [shop]}
+tuning:
+  trials: 3
+  datasets: {shop: {model: {max_len: 20}}}
+  methods: [sasrec]
+  space: {training.learning_rate: [0.001, 0.002], model.dim: [16, 32]}
 cells:
   shop:
     popularity: {}
@@ -194,7 +199,9 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "params.yaml: report.base_line: unknown key; did you mean 'baseline'?",
     ),
     "like nothing": (
-        "{topk: 20}", "{zzz: 20}", "params.yaml: evaluation.zzz: unknown key; known keys: batch_size, topk",
+        "{topk: 20}",
+        "{zzz: 20}",
+        "params.yaml: evaluation.zzz: unknown key; known keys: batch_size, sampled, topk",
     ),
     # Missing keys
     "no study": ("study: {name: toy, title: A toy study}\n", "", "params.yaml: study: this key is missing"),

@@ -90,6 +90,15 @@ PARAMS: dict[str, Any] = {
         }
     },
     "transfer": {"pools": {"sources": ["mall"]}, "targets": ["shop"]},
+    "tuning": {
+        "datasets": {},
+        "methods": [],
+        "content_methods": [],
+        "trials": 1,
+        "seed": 0,
+        "space": {},
+        "spaces": {},
+    },
     "cells": {
         "shop": {"popularity": {}, "item-knn": {}, "sasrec": {}, "feature-knn": {}, "transfer": {}},
     },

@@ -51,6 +51,7 @@ def write_params(folder, datasets=DATASETS, methods=METHODS, **report):
         "content_methods": {},
         "transfer_methods": {},
         "transfer": {},
+        "tuning": {},
         "cells": {dataset: {method: {} for method in methods} for dataset in datasets},
         "evaluation": {},
         "robustness": {"users": 40, "kinds": ["insert", "shuffle"], "budgets": [0.0, 0.2, 0.5]},
@@ -292,6 +293,80 @@ def test_a_study_without_vectors_has_no_word_of_collapse(tmp_path, stage, monkey
     assert "collapsed" not in (tmp_path / "reports/index.html").read_text()
 
 
+def add_records(folder):
+    """Sampled protocols of every method, and sasrec's weights, which know the noise; only toys has any."""
+    for path in (folder / "reports/cells/evaluate").glob("*.json"):
+        cell = json.loads(path.read_text())
+        strength = STRENGTH[cell["method"]]
+        cell["sampled_hashes"] = dict.fromkeys(("63@0.75", "20@0"), cell["dataset"])
+        for seed, record in cell["seeds"].items():
+            value = {name: strength - 0.01 * int(seed) for name in results.SAMPLED}
+            record["sampled"] = {"63@0.75": value, "20@0": dict.fromkeys(results.SAMPLED, 0.5 * strength)}
+            if cell["method"] == "sasrec":
+                is_toys = cell["dataset"] == "toys"
+                record["noise"] = {
+                    "noise_share": 0.1 if is_toys else 0.0,
+                    "noisy_sequence_share": 0.4 if is_toys else 0.0,
+                    "sequences": cell["seeds"][seed]["users"] - 5,
+                    "auc": 0.7 + 0.01 * int(seed) if is_toys else None,
+                    "auc_by_length": [0.6, 0.7, None],
+                    "auc_by_popularity": [0.5, 0.6, 0.8],
+                    "correlation_length": -0.1,
+                    "correlation_length_clean": None,
+                    "correlation_popularity": 0.25,
+                    "correlation_popularity_clean": 0.125,
+                    "mean_weight_clean": 0.9,
+                    "mean_weight_noisy": 0.8 if is_toys else None,
+                }
+        path.write_text(json.dumps(cell))
+
+
+@pytest.fixture(scope="module")
+def richer(tmp_path_factory, stage):
+    """A study whose cells know of sampled protocols and of noise, with its report written."""
+    folder = tmp_path_factory.mktemp("richer")
+    make_study(folder)
+    add_records(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        stage.main()
+    return folder
+
+
+def test_sampled_protocols_are_told_apart(richer):
+    frame = table(richer, "sampled").set_index(["dataset", "method", "protocol"])
+    assert len(frame) == 2 * 3 * 2
+    assert frame.loc[("toys", "sasrec", "63@0.75"), "auc"] == pytest.approx(0.89)
+    assert frame.loc[("toys", "sasrec", "20@0"), "ndcg@5"] == pytest.approx(0.45)
+    page = (richer / "reports/index.html").read_text()
+    assert "Toys · 120 users, 3 seeds · 63 negatives drawn by popularity to the 0.75" in page
+    assert "20 negatives drawn uniformly" in page
+
+
+def test_what_weights_know_of_noise(richer):
+    frame = table(richer, "noise").set_index(["dataset", "method"])
+    assert list(frame.index) == [("toys", "sasrec"), ("shop", "sasrec")]
+    row = frame.loc[("toys", "sasrec")]
+    assert (row["users"], row["seeds"], row["noise_share"]) == (115, 3, 0.1)
+    assert row["auc"] == pytest.approx(0.71)
+    assert row["auc_sd"] == pytest.approx(0.01)
+    assert (row["auc_by_length_2"], row["auc_by_popularity_3"]) == (0.7, 0.8)
+    assert np.isnan(row["auc_by_length_3"])
+    assert np.isnan(frame.loc[("shop", "sasrec"), "auc"])  # nothing was noisy there
+    figure = pd.read_csv(richer / "reports/figures/noise.csv")
+    assert figure[["dataset", "noisy_dataset"]].to_numpy().tolist() == [["toys", "toys"], ["toys", "shop"]]
+    assert "(n = 115 users)" in (richer / "reports/index.html").read_text()
+
+
+def test_a_study_without_such_records_has_no_word_of_them(study, richer):
+    found = [{str(path) for path in contents(folder / "reports")} for folder in (study, richer)]
+    names = [f"tables/{name}.{kind}" for name in ("sampled", "noise") for kind in ("csv", "tex")]
+    assert found[1] - found[0] == {*names, *(f"figures/noise.{kind}" for kind in ("csv", "pdf", "png"))}
+    pages = [(folder / "reports/index.html").read_text() for folder in (study, richer)]
+    for words in ("Against sampled negatives", "Do the weights know the noise?"):
+        assert [words in page for page in pages] == [False, True]
+
+
 def test_verdicts_follow_the_planted_order(study):
     claims = table(study, "claims").set_index(["dataset", "text"])["verdict"]
     assert claims["shop", "Sequence beats co-occurrence beats popularity on Shop"] == "holds"
@@ -428,6 +503,10 @@ def spoil(stage, edit):
     return lambda folder: change(folder / f"reports/cells/{stage}/shop--sasrec.json", edit)
 
 
+def rehash(cell):
+    cell["sampled_hashes"]["63@0.75"] = "other"
+
+
 CASES = {
     "missing cell": (
         lambda folder: (folder / "reports/cells/train/shop--sasrec.json").unlink(),
@@ -470,6 +549,10 @@ CASES = {
     "user dropped": (drop_user, "shop--item-knn: the ranks of seed 0 is not about the same users"),
     "another dataset's ranks": (copy_ranks, "shop--sasrec: its evaluate table has dataset"),
     "condition dropped": (drop_condition, "shop--sasrec: its robustness table has the conditions"),
+    "other candidates": (
+        lambda folder: (add_records(folder), spoil("evaluate", rehash)(folder)),
+        "shop--sasrec: its sampled candidates 63@0.75 are not those that shop--popularity met",
+    ),
     "other noise": (
         spoil("robustness", lambda cell: cell.update(noise_hashes={"insert@0.2": "cd"})),
         "shop--sasrec: its corrupted histories",

@@ -305,6 +305,7 @@ PARAMS = {
     "content_methods": {},
     "transfer_methods": {},
     "transfer": {},
+    "tuning": {},
     "cells": {"tiny": {"knn": {}, "pop": {}}},
     "evaluation": {},
     "robustness": {"users": 20, "budgets": [0.0, 0.2, 0.5]},

@@ -85,6 +85,18 @@ def test_an_epoch_has_each_target_once(histories, batch_size, max_len):
     assert users == Counter(user for user, items in enumerate(histories, 1) if len(items) >= 2)
 
 
+@pytest.mark.parametrize("batch_size", [1, 16, 1000])
+def test_first_items_are_targets_where_they_are_asked_for(histories, batch_size):
+    found = Counter()
+    for batch in training_batches(make_store(histories), batch_size, 50, seeded(), with_first=True):
+        assert batch.history.shape == batch.targets.shape
+        follows = batch.history[:, 1:] == batch.targets[:, :-1]
+        assert follows[batch.targets[:, :-1] != 0].all()
+        rows, places = torch.nonzero(batch.targets, as_tuple=True)
+        found.update(zip(batch.user_id[rows].tolist(), batch.targets[rows, places].tolist(), strict=True))
+    assert found == Counter((user, item) for user, items in enumerate(histories, 1) for item in items)
+
+
 def test_a_target_follows_its_position(histories):
     for batch in training_batches(make_store(histories), 16, 5, seeded()):
         real = batch.history != 0

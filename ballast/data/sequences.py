@@ -96,7 +96,12 @@ class SequenceStore:
 
 
 def training_batches(
-    store: SequenceStore, batch_size: int, max_len: int, rng: torch.Generator, share: tuple[int, int] = (0, 1)
+    store: SequenceStore,
+    batch_size: int,
+    max_len: int,
+    rng: torch.Generator,
+    share: tuple[int, int] = (0, 1),
+    with_first: bool = False,
 ) -> Iterator[Batch]:
     """One epoch: every user with at least two items once, all positions as targets, none dropped.
 
@@ -105,24 +110,30 @@ def training_batches(
     batch on average: batches are cut to hold about equally many targets, since a batch of `batch_size`
     short histories would weigh its few targets as much as a batch of long ones weighs its many. Of each
     batch, process `share[0]` of `share[1]` gets every share[1]-th user; that may be none.
+    `with_first` makes first items targets as well, after an empty history, so that users with one item take
+    part.
     """
+    first = int(with_first)
     lengths = store.lengths.clamp(max=max_len + 1).cpu()
-    rows = torch.nonzero(lengths >= 2).squeeze(1)  # a lone item has nothing before it to learn from
+    # A lone item has nothing before it to learn from, unless first items are targets.
+    rows = torch.nonzero(lengths >= 2 - first).squeeze(1)
     rows = rows[torch.randperm(len(rows), generator=rng)]
     count = max(1, math.ceil(len(rows) / batch_size))
     group = torch.arange(len(rows)) // (batch_size * BATCHES_SORTED_TOGETHER)
     rows = rows[torch.argsort(group * (max_len + 2) + lengths[rows], stable=True)]
-    targets = (lengths[rows] - 1).cumsum(0)
+    targets = (lengths[rows] - 1 + first).cumsum(0)
     batch_of_row = (targets - 1) * count // targets[-1:].clamp(min=1)
     batches = rows.split(torch.bincount(batch_of_row, minlength=count).tolist())
     for i in torch.randperm(count, generator=rng).tolist():
         if len(batches[i]) == 0:  # one history longer than a whole batch's share
             continue
-        longest = int(lengths[batches[i]].max())
+        longest = int(lengths[batches[i]].max()) + first
         chosen = batches[i][share[0] :: share[1]].to(store.items.device)
         items = store.histories(chosen, length=longest)  # (B, L + 1)
         history = items[:, :-1]
-        following = items[:, 1:] * (history != 0)  # a first item has no history, hence no target
+        following = items[:, 1:]
+        if not with_first:  # a first item has no history, hence is no target
+            following = following * (history != 0)
         yield Batch(user_id=store.user_ids[chosen], history=history, targets=following)
 
 

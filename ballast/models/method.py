@@ -47,6 +47,13 @@ class Method(nn.Module):
     surfaces: ClassVar[dict[str, str]] = {}
     is_trained_by_steps: ClassVar[bool] = True
 
+    # Whether a user's first item is a target too, with no history: for methods that learn from items and
+    # not from their succession, and so from users with a single one.
+    learns_first_items: ClassVar[bool] = False
+
+    # Trained one after the other, each with new optimisers and early stopping, from the best of the last.
+    phases: tuple[str, ...] = ("",)
+
     def __init__(self, config: Any, data: DatasetInfo) -> None:
         super().__init__()
         self.config = config
@@ -55,6 +62,9 @@ class Method(nn.Module):
     def max_len(self) -> int:
         """The longest history that the method reads; the evaluator cuts to it."""
         return int(getattr(self.config, "max_len", 50))
+
+    def enter(self, phase: str) -> None:
+        """Begin one of `phases`; what it changes in training is kept in a buffer, for a run that resumes."""
 
     def optimizers(self, training: TrainingParams) -> list[torch.optim.Optimizer]:
         """What steps after each batch; Adam on everything, unless the method is published with another."""

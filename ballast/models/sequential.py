@@ -66,16 +66,28 @@ class SequentialMethod(Method):
         """
         assert batch.targets is not None
         row, place = torch.nonzero(batch.targets, as_tuple=True)  # (M,) each
-        hidden = self.encode(batch.history, inputs)[row, place]  # (M, D)
+        targets = batch.targets[row, place]
         exclude = None
         if self.loss.needs_exclude:
             exclude = torch.cat([batch.history, batch.targets], dim=1)[row]  # (M, 2 L)
         each = None if weights is None else weights[row]
-        loss: Tensor = self.loss(hidden, batch.targets[row, place], outputs, exclude, rng, each)
+        if self.backbone.reads_candidates:
+            steps = torch.arange(batch.history.shape[1], device=row.device)
+            seen = batch.history[row] * (steps <= place[:, None])  # (M, L)
+
+            def score(items: Tensor) -> Tensor:
+                return self.backbone.candidate_scores(seen, items, inputs, outputs)
+
+            return self.loss.of_candidates(score, targets, len(outputs) - 1, exclude, rng, each)
+        hidden = self.encode(batch.history, inputs)[row, place]  # (M, D)
+        loss: Tensor = self.loss(hidden, targets, outputs, exclude, rng, each)
         return loss
 
     def score(self, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
         table = self.item_table()
+        if self.backbone.reads_candidates:
+            every = torch.arange(len(table), device=table.device)
+            return self.backbone.candidate_scores(batch.history, every, table, table).float()
         state = self.backbone.query(batch.history, table)  # (B, D)
         # Whatever the encoder's precision: bfloat16 scores of neighbours in rank would be equal.
         with torch.autocast(state.device.type, enabled=False):

@@ -151,7 +151,8 @@ def _train_epoch(
     method.train()
     # Sums stay on the device: reading a loss at every step would make a GPU wait for the host.
     sums: dict[str, Tensor] = {"": torch.zeros((), dtype=torch.float64, device=device)}
-    for batch in training_batches(store, params.batch_size, method.max_len, order, place):
+    first = method.learns_first_items
+    for batch in training_batches(store, params.batch_size, method.max_len, order, place, first):
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         assert batch.targets is not None

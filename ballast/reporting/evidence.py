@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ballast import tuning
 from ballast.errors import BallastError
 from ballast.params import Params
 
@@ -41,13 +42,14 @@ class Evidence:
     """All cells of a study's grid.
 
     datasets: statistics of the prepared tables by dataset. deterministic: methods that have no
-    training steps, and so one seed.
+    training steps, and so one seed. tuning: records of the searches for settings, by dataset and method.
     """
 
     params: Params
     cells: dict[tuple[str, str], Cell]
     datasets: dict[str, dict[str, Any]]
     deterministic: frozenset[str]
+    tuning: dict[tuple[str, str], dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def of(self, dataset: str) -> list[Cell]:
         """The dataset's cells in the order of params.yaml."""
@@ -59,7 +61,11 @@ class Evidence:
 
 
 def check(evidence: Evidence) -> None:
-    """Raise BallastError naming the first cell that is stale, incomplete, not finite or not comparable."""
+    """Raise BallastError naming the first cell that is stale, incomplete, not finite or not comparable.
+
+    Or that was tuned more than the others: equal trials are enforced, not promised.
+    """
+    _check_tuning(evidence)
     for cell in evidence.cells.values():
         _check_settings(cell, evidence.params)
         _check_seeds(cell, _expected_seeds(cell, evidence))
@@ -68,6 +74,25 @@ def check(evidence: Evidence) -> None:
         cells = evidence.of(dataset)
         for cell in cells:
             _check_comparable(cell, cells[0])
+
+
+def _check_tuning(evidence: Evidence) -> None:
+    params = evidence.params
+    for (dataset, method), record in evidence.tuning.items():
+        tuning.check(record, params, dataset, method)
+        wanted = tuning.cell(params.tuning, dataset, tuning.best(record)["change"])
+        if params.cells.get(dataset, {}).get(method) != wanted:
+            raise BallastError(
+                f"params.yaml: cells.{dataset}.{method} is not what validation chose; "
+                "run `python stages/adopt.py` of the project in the study's folder, then `dvc repro`"
+            )
+    for cell in evidence.cells.values() if evidence.tuning else ():
+        most = max(account.get("trials", 1) for account in cell.train["seeds"].values())
+        if most > params.tuning.trials:
+            raise BallastError(
+                f"cell {cell.name}: {most} trials, while tuning.trials gives every method "
+                f"{params.tuning.trials}: shorten its model.tune, or raise tuning.trials"
+            )
 
 
 def _rerun(stage: str, cell: Cell) -> str:

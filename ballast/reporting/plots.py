@@ -220,6 +220,48 @@ def degeneration(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping
     return _curves(frame, style, titles, draw)
 
 
+def noise(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """AUC of weights by share of noise, a panel a base dataset. Columns of Results.noise."""
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        axis.axhline(0.5, color=GREY, linewidth=0.6)
+        ends = {}
+        for method, curve in rows.groupby("method", sort=False):
+            curve = curve.sort_values("noise_share")
+            x, y = curve["noise_share"].to_numpy(), curve["auc"].to_numpy()
+            ends[str(method)] = _draw(axis, x, y, style[str(method)], has_markers=True)
+        axis.set_xlim(0, max(0.05, 1.1 * rows["noise_share"].max()))
+        axis.set_xlabel("noise in training (share of the interactions)")
+        axis.set_ylabel("AUC of the weights (0.5: chance)")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        return ends
+
+    return _curves(frame, style, titles, draw)
+
+
+def grid(frame: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """NDCG@10 of each backbone under each loss, a panel a dataset. Columns of factorial.combinations."""
+    with mpl.rc_context(_RC):
+        groups = list(frame.groupby("dataset", sort=False))
+        tables = [rows.pivot_table(index="backbone", columns="loss", values=HEADLINE, sort=False)
+                  for _, rows in groups]  # fmt: skip
+        figure, axes = _panels([titles[str(name)] for name, _ in groups], [0.3 * len(t) for t in tables])
+        for axis, table in zip(axes, tables, strict=True):
+            values = table.to_numpy(dtype=np.float64)  # (backbones, losses)
+            axis.imshow(values, cmap="cividis", aspect="auto")
+            axis.set_xticks(range(table.shape[1]), [str(name).replace("_", " ") for name in table.columns])
+            axis.set_yticks(range(len(table)), [str(name).replace("_", "-") for name in table.index])
+            middle = (values.min() + values.max()) / 2
+            for (row, column), value in np.ndenumerate(values):
+                colour = "white" if value < middle else "black"
+                axis.text(column, row, f"{value:.4f}", ha="center", va="center", fontsize=8, color=colour)
+            axis.tick_params(length=0)
+            axis.set_xlabel("loss (NDCG@10, history masked)")
+            axis.set_ylabel("backbone")
+        figure.set_layout_engine("constrained", hspace=0.04)
+    return figure
+
+
 def _curves(
     frame: pd.DataFrame,
     style: Mapping[str, Look],

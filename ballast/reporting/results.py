@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from ballast import tuning
+from ballast.errors import BallastError
 from ballast.evaluation import metrics
+from ballast.evaluation.sampled import METRICS as SAMPLED
 from ballast.evaluation.statistics import (
     Scores,
     bootstrap_means,
@@ -33,6 +36,16 @@ COLLAPSE = (
     "uniformity_users",
 )
 
+NOISE = (
+    "noise_share",
+    "noisy_sequence_share",
+    "auc",
+    *(f"auc_by_{name}_{third}" for name in ("length", "popularity") for third in (1, 2, 3)),
+    *(f"correlation_{name}{of}" for name in ("length", "popularity") for of in ("", "_clean")),
+    "mean_weight_clean",
+    "mean_weight_noisy",
+)
+
 Array = NDArray[np.float64]
 
 
@@ -43,7 +56,9 @@ class Results:
     seeds: a row a seed, every metric. accuracy: a row a method, means, sd, intervals. pairs: all paired
     tests. popularity: by bin of the target's training count. robustness: a row a condition and budget.
     area: a row a condition. training: a row an epoch. cost, datasets: one row each. degeneration: a row a
-    method that has item vectors, means over seeds. spectra: a row a singular value.
+    method that has item vectors, means over seeds. spectra: a row a singular value. tuning: a row a search.
+    sampled: a row a method and sampled protocol. noise: a row a method that weighs its training sequences
+    where the noise is known, `users` being those with a sequence. Both are means over seeds.
     """
 
     seeds: pd.DataFrame
@@ -57,6 +72,9 @@ class Results:
     datasets: pd.DataFrame
     degeneration: pd.DataFrame
     spectra: pd.DataFrame
+    tuning: pd.DataFrame
+    sampled: pd.DataFrame
+    noise: pd.DataFrame
 
 
 def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
@@ -82,6 +100,9 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         ),
         degeneration=_degeneration(evidence, accuracy, area),
         spectra=_spectra(evidence),
+        tuning=_tuning(evidence),
+        sampled=_sampled(evidence),
+        noise=_noise(evidence),
     )
 
 
@@ -277,6 +298,24 @@ def _cost_row(cell: Cell) -> dict[str, Any]:
     return {**row, "device": str(environment.get("device", "")), "threads": environment.get("threads")}
 
 
+def _tuning(evidence: Evidence) -> pd.DataFrame:
+    """How many trials each search had, what they cost and what they gained on validation."""
+    rows = [
+        {
+            "dataset": dataset,
+            "method": method,
+            "trials": len(record["trials"]),
+            "seconds": sum(trial["seconds"] for trial in record["trials"]),
+            "valid_as_written": record["trials"][0]["valid_ndcg@10"],
+            "valid_chosen": tuning.best(record)["valid_ndcg@10"],
+            "chosen": ", ".join(f"{key} {value}" for key, value in tuning.best(record)["change"].items()),
+        }
+        for (dataset, method), record in evidence.tuning.items()
+    ]
+    columns = ["dataset", "method", "trials", "seconds", "valid_as_written", "valid_chosen", "chosen"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def _collapse(cell: Cell) -> list[dict[str, Any]]:
     """The measures of each seed; none of a method without item vectors."""
     return [seed["degeneration"] for seed in cell.evaluate["seeds"].values() if "degeneration" in seed]
@@ -308,6 +347,48 @@ def _spectra(evidence: Evidence) -> pd.DataFrame:
     return (
         pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*KEYS, "k", "share", "sigma"])
     )
+
+
+def _sampled(evidence: Evidence) -> pd.DataFrame:
+    """Sampled metrics of each protocol. Raises BallastError where methods met different candidates."""
+    rows = []
+    met: dict[tuple[str, str], tuple[str, str]] = {}  # the candidates' hash, and the first that met them
+    for cell in evidence.cells.values():
+        seeds = list(cell.evaluate["seeds"].values())
+        for protocol, digest in cell.evaluate.get("sampled_hashes", {}).items():
+            wanted, first = met.setdefault((cell.dataset, protocol), (digest, cell.name))
+            if digest != wanted:
+                raise BallastError(
+                    f"cell {cell.name}: its sampled candidates {protocol} are not those that {first} met; "
+                    "run `dvc repro`"
+                )
+            records = [seed["sampled"][protocol] for seed in seeds]
+            row = {"dataset": cell.dataset, "method": cell.method, "protocol": protocol}
+            row |= {"users": seeds[0]["users"], "seeds": len(seeds)}
+            rows.append({**row, **{name: _mean(records, name) for name in SAMPLED}})
+    return pd.DataFrame(rows, columns=[*KEYS, "protocol", "users", "seeds", *SAMPLED])
+
+
+def _noise(evidence: Evidence) -> pd.DataFrame:
+    """What weights of training sequences know of the noise; thirds are numbered from the lowest."""
+    rows = []
+    for cell in evidence.cells.values():
+        records = [seed["noise"] for seed in cell.evaluate["seeds"].values() if "noise" in seed]
+        flat = [
+            record
+            | {
+                f"{key}_{third}": value
+                for key in ("auc_by_length", "auc_by_popularity")
+                for third, value in enumerate(record[key], 1)
+            }
+            for record in records
+        ]
+        if flat:
+            row = {"dataset": cell.dataset, "method": cell.method, "users": records[0]["sequences"]}
+            known = [record["auc"] for record in records if record["auc"] is not None]
+            row |= {"seeds": len(records), "auc_sd": np.std(known, ddof=1) if len(known) > 1 else np.nan}
+            rows.append({**row, **{name: _mean(flat, name) for name in NOISE}})
+    return pd.DataFrame(rows, columns=[*KEYS, "users", "seeds", *NOISE, "auc_sd"])
 
 
 def _mean(records: list[dict[str, Any]], name: str) -> float:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ballast.params import Params
-from ballast.reporting import plots
+from ballast.reporting import factorial, plots
 from ballast.reporting.plots import Look
 from ballast.reporting.results import Results, best_so_far
 
@@ -62,11 +62,30 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         caption = f"{mark}NDCG@10 by the effective rank of the item vectors over their dimension."
         draw = partial(plots.degeneration, style=style, titles=titles)
         figures.append(StudyFigure("degeneration", results.degeneration, caption, draw))
+    if len(results.noise):
+        frame = results.noise.assign(noisy_dataset=results.noise["dataset"])
+        frame["dataset"] = frame["dataset"].map(lambda name: _base(params, str(name)))
+        caption = f"{mark}AUC of the weights for telling clean training sequences from noisy ones."
+        draw = partial(plots.noise, style=style, titles=_titles(params, frame))
+        figures.append(StudyFigure("noise", frame, caption, draw))
+    crossed = factorial.combinations(results.accuracy, params)
+    if len(crossed):
+        caption = f"{mark}NDCG@10 of each backbone under each loss, mean over seeds."
+        figures.append(StudyFigure("backbone-loss", crossed, caption, partial(plots.grid, titles=titles)))
     if len(results.training):
         caption = f"{mark}Best validation NDCG@10 so far, mean over seeds."
         draw = partial(plots.training, style=style, titles=titles)
         figures.append(StudyFigure("training", best_so_far(results.training), caption, draw))
     return figures
+
+
+def _base(params: Params, dataset: str) -> str:
+    """The first dataset that is the same but for its noise: together they make one panel."""
+    wanted, *others = (
+        (block.source, block.reader, block.filter, block.split)
+        for block in (params.datasets[dataset], *params.datasets.values())
+    )
+    return list(params.datasets)[others.index(wanted)]
 
 
 def _titles(params: Params, frame: pd.DataFrame) -> dict[str, str]:

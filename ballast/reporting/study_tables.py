@@ -7,6 +7,7 @@ import pandas as pd
 
 from ballast.evaluation.metrics import METRICS, POPULARITY_BINS
 from ballast.params import Params
+from ballast.reporting import factorial
 from ballast.reporting.calibration import calibration
 from ballast.reporting.claims import Claim, as_frame, find
 from ballast.reporting.results import HEADLINE, Results
@@ -18,15 +19,20 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
     labels = {name: block.label for name, block in params.all_methods().items()}
     headings = dataset_headings(results.accuracy, params)
     sampled = dataset_headings(results.robustness, params)
+    crossed = factorial.combinations(results.accuracy, params)
     tables = [
         calibration(results.accuracy, params),
         accuracy(results, labels, headings),
         cutoffs(results, labels, headings),
+        *([factorial.table(crossed, headings)] if len(crossed) else []),
         tests(results, params, labels),
         popularity(results, labels, headings),
         robustness(results, params, labels, sampled),
         budgets(results, sampled),
         degeneration(results, labels, headings),
+        *([sampled_protocols(results, labels, headings)] if len(results.sampled) else []),
+        *([noise(results, labels, headings)] if len(results.noise) else []),
+        *([tuning(results, labels, headings)] if len(results.tuning) else []),
         cost(results, labels, headings),
         datasets(results, params),
         claims_table(claims, headings),
@@ -251,6 +257,81 @@ def degeneration(results: Results, labels: Mapping[str, str], headings: Mapping[
     )
     frame = best_first(results.degeneration)
     return Table("degeneration", "Collapse of the vectors", frame, columns, note, headings=headings)
+
+
+def sampled_protocols(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
+    """The target among sampled negatives, by protocol."""
+    frame = results.sampled
+    shown = pd.concat([best_first(rows) for _, rows in frame.groupby(["dataset", "protocol"], sort=False)])
+    places = zip(shown["dataset"], shown["protocol"], strict=True)
+    shown = shown.assign(block=[f"{headings[name]} · {_protocol(protocol)}" for name, protocol in places])
+    names = {"auc": "AUC", "hr@5": "HR@5", "ndcg@5": "NDCG@5", "hr@10": "HR@10", "ndcg@10": "NDCG@10"}
+    columns = [Column("Method", _method(labels), is_number=False)]
+    columns += [Column(label, number(name), best=name) for name, label in names.items()]
+    note = (
+        "The target among negatives outside the user's items, the same for every method and seed; means over "
+        "users and seeds. AUC: mean over users of the share of negatives that score below the target, ties "
+        "half; elsewhere ties count against the method. Not comparable with the full ranking."
+    )
+    return Table("sampled", "Against sampled negatives", frame, columns, note, "block", shown=shown)
+
+
+def _protocol(name: str) -> str:
+    negatives, power = name.split("@")
+    how = "uniformly" if float(power) == 0 else f"by popularity to the {power}"
+    return f"{negatives} negatives drawn {how}"
+
+
+def noise(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
+    """Whether weights of training sequences know the noise, or follow taste."""
+    columns = [
+        Column("Method", _method(labels), is_number=False),
+        Column("Noise", _percent("noise_share")),
+        Column("Noisy sequences", _percent("noisy_sequence_share")),
+        Column("AUC", number("auc", 3), best="auc"),
+        Column("sd", number("auc_sd", 3)),
+    ]
+    for name, thirds in {
+        "length": ("short", "middling", "long"),
+        "popularity": ("rare items", "middling items", "popular items"),
+    }.items():
+        columns += [
+            Column(f"AUC, {third}", number(f"auc_by_{name}_{i}", 3)) for i, third in enumerate(thirds, 1)
+        ]
+    for name in ("popularity", "length"):
+        columns.append(Column(f"Correlation with {name}", _signed(f"correlation_{name}")))
+        columns.append(Column("clean alone", _signed(f"correlation_{name}_clean")))
+    columns += [
+        Column("Weight, clean", number("mean_weight_clean", 3)),
+        Column("Weight, noisy", number("mean_weight_noisy", 3)),
+    ]
+    note = (
+        "Weights that training gives its sequences, against the truth; means over seeds, sd over seeds. "
+        "Noise: share of the training interactions. AUC: of telling sequences without a noisy item from "
+        "those with one, among the items that the method sees; 0.5 is chance. By thirds of the users: by "
+        "number of training interactions, and by mean popularity of the items. Correlation: Spearman's, of "
+        "the weight; over all sequences, and over those without noise alone, where it is about taste."
+    )
+    frame = best_first(results.noise, "auc")
+    return Table("noise", "Do the weights know the noise?", frame, columns, note, headings=headings)
+
+
+def _signed(key: str) -> Callable[[Row], str]:
+    return lambda row: NOTHING if np.isnan(row[key]) else f"{row[key]:+.3f}"
+
+
+def tuning(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
+    """How the settings of each row were chosen: the same number of trials for all, on validation."""
+    columns = [
+        Column("Method", _method(labels), is_number=False),
+        Column("Trials", number("trials", 0)),
+        Column("Seconds", number("seconds", 0)),
+        Column("Validation NDCG@10 as written", number("valid_as_written")),
+        Column("Chosen", number("valid_chosen"), best="valid_chosen"),
+        Column("Settings chosen", text("chosen"), is_number=False),
+    ]
+    note = "One seed; the best epoch of the best trial. No settings: those written in params.yaml won."
+    return Table("tuning", "Tuning", results.tuning, columns, note, headings=headings)
 
 
 def cost(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:

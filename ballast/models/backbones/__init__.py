@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,11 @@ class Backbone(nn.Module):
     """Base of the backbones: one file each, whose class is named `Encoder`.
 
     Most only say what `forward` computes. One that is trained in another way than by predicting the next
-    item at every position overrides `training_view`, `query` or `extra_losses`.
+    item at every position overrides `training_view`, `query` or `extra_losses`. One that
+    `reads_candidates` has no states: it overrides `candidate_scores` instead of `forward`.
     """
+
+    reads_candidates: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strict):
@@ -36,6 +39,13 @@ class Backbone(nn.Module):
 
     def forward(self, history: Tensor, table: Tensor) -> Tensor:
         """(B, L) int64 item ids, left-padded with 0, and (I, D) item vectors to (B, L, D) states."""
+        raise NotImplementedError
+
+    def candidate_scores(self, history: Tensor, items: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """(B, L) histories and candidates, (B, C) or (C,) for all rows, to (B, C) scores.
+
+        inputs and outputs: the (I, D) tables that the history and the candidates are read from.
+        """
         raise NotImplementedError
 
     def training_view(self, batch: Batch, rng: torch.Generator) -> Batch:
@@ -75,11 +85,16 @@ def known() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
-def build(settings: dict[str, Any], dim: int, max_len: int, dropout: float, where: str) -> Backbone:
-    """The backbone named by `settings["name"]`; raises BallastError on an unknown name or setting."""
+def configure(settings: dict[str, Any], where: str) -> tuple[type[Backbone], Any]:
+    """The class named by `settings["name"]` and its Config; raises BallastError on what it does not know."""
     name = settings.get("name")
     if name not in known():
         raise BallastError(f"{where}: unknown backbone {name!r}; known: {', '.join(known())}")
-    kind = importlib.import_module(f"{__name__}.{name}").Encoder
-    backbone: Backbone = kind(parse(kind.Config, settings, where), dim, max_len, dropout)
-    return backbone
+    kind: type[Backbone] = importlib.import_module(f"{__name__}.{name}").Encoder
+    return kind, parse(kind.Config, settings, where)
+
+
+def build(settings: dict[str, Any], dim: int, max_len: int, dropout: float, where: str) -> Backbone:
+    """The backbone that the settings describe."""
+    kind, config = configure(settings, where)
+    return kind(config, dim, max_len, dropout)

@@ -8,6 +8,7 @@ counts, 1 if None; a gradient flows to them.
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ballast.errors import BallastError
+from ballast.models.layers import item_rows
 from ballast.strict import Strict, parse
+
+Score = Callable[[Tensor], Tensor]
+"""(M, C) int64 candidates of M positions to their (M, C) scores."""
 
 
 class Loss(nn.Module):
@@ -50,6 +55,76 @@ class Loss(nn.Module):
         """() float32 mean loss of the M positions."""
         raise NotImplementedError
 
+    def of_candidates(
+        self,
+        score: Score,
+        targets: Tensor,
+        num_items: int,
+        exclude: Tensor | None,
+        rng: torch.Generator,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """() the same loss where scores are no inner products, and cost their number.
+
+        Raises BallastError for a loss that scores the whole catalogue.
+        """
+        raise BallastError(
+            f"model.loss: {self.config.name} scores all items at every position, which a backbone that reads "
+            "the candidate cannot afford; take bce, gbce or sampled_softmax"
+        )
+
+
+class SampledLoss(Loss):
+    """A loss of the target's score and of a few negatives'. A subclass draws and judges."""
+
+    is_sampled = True
+
+    def draw(
+        self, targets: Tensor, num_items: int, exclude: Tensor | None, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """(M, N) negatives, or (1, N) for all positions, and what `terms` wants to know of the draw."""
+        raise NotImplementedError
+
+    def terms(
+        self, positive: Tensor, negative: Tensor, is_target: Tensor, drawn: Tensor | None, num_items: int
+    ) -> Tensor:
+        """(M,) losses of (M,) positive and (M, N) negative scores.
+
+        is_target: (M, N) whether the negative is the target itself. drawn: the second part of `draw`.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        table: Tensor,
+        exclude: Tensor | None,
+        rng: torch.Generator,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        items, drawn = self.draw(targets, len(table) - 1, exclude, rng)
+        positive = (hidden * item_rows(targets, table)).sum(-1)
+        vectors = item_rows(items, table)  # (1 or M, N, D)
+        is_shared = len(items) == 1
+        negative = hidden @ vectors[0].T if is_shared else torch.einsum("md,mnd->mn", hidden, vectors)
+        terms = self.terms(positive, negative, items == targets[:, None], drawn, len(table) - 1)
+        return weighted_mean(terms, weights)
+
+    def of_candidates(
+        self,
+        score: Score,
+        targets: Tensor,
+        num_items: int,
+        exclude: Tensor | None,
+        rng: torch.Generator,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        items, drawn = self.draw(targets, num_items, exclude, rng)
+        scores = score(torch.cat([targets[:, None], items.expand(len(targets), -1)], dim=1))  # (M, 1 + N)
+        is_target = items == targets[:, None]
+        return weighted_mean(self.terms(scores[:, 0], scores[:, 1:], is_target, drawn, num_items), weights)
+
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """() sum of w_m v_m over sum of w_m, both (M,); the plain mean without weights."""
@@ -61,11 +136,16 @@ def known() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__)]
 
 
-def build(settings: dict[str, Any], where: str) -> Loss:
-    """The loss named by `settings["name"]`; raises BallastError on an unknown name or setting."""
+def configure(settings: dict[str, Any], where: str) -> tuple[type[Loss], Any]:
+    """The class named by `settings["name"]` and its Config; raises BallastError on what it does not know."""
     name = settings.get("name")
     if name not in known():
         raise BallastError(f"{where}: unknown loss {name!r}; known: {', '.join(known())}")
-    kind = importlib.import_module(f"{__name__}.{name}").Objective
-    loss: Loss = kind(parse(kind.Config, settings, where))
-    return loss
+    kind: type[Loss] = importlib.import_module(f"{__name__}.{name}").Objective
+    return kind, parse(kind.Config, settings, where)
+
+
+def build(settings: dict[str, Any], where: str) -> Loss:
+    """The loss that the settings describe."""
+    kind, config = configure(settings, where)
+    return kind(config)

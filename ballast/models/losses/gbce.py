@@ -18,14 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ballast.models.layers import item_rows
-from ballast.models.losses import Loss, weighted_mean
+from ballast.models.losses import Loss, SampledLoss
 
 
-class Objective(Loss):
+class Objective(SampledLoss):
     """Mean of -beta log sigmoid(s_target) - sum_n log(1 - sigmoid(s_n)), N negatives a position."""
-
-    is_sampled = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Loss.Config):
@@ -33,24 +30,18 @@ class Objective(Loss):
         t: float = 0.75
         sharing: Literal["batch", "position"] = "batch"
 
-    def forward(
-        self,
-        hidden: Tensor,
-        targets: Tensor,
-        table: Tensor,
-        exclude: Tensor | None,
-        rng: torch.Generator,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        num_items, count = len(table) - 1, self.config.negatives
+    def draw(
+        self, targets: Tensor, num_items: int, exclude: Tensor | None, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
         rows = 1 if self.config.sharing == "batch" else len(targets)
-        drawn = torch.randint(1, num_items + 1, (rows, count), generator=rng, device=hidden.device)
-        vectors = item_rows(drawn, table)  # (1 or M, N, D)
-        negative = (vectors @ hidden[:, :, None])[:, :, 0] if rows > 1 else hidden @ vectors[0].T  # (M, N)
-        positive = (hidden * item_rows(targets, table)).sum(-1)
-        terms = functional.softplus(negative).masked_fill(drawn == targets[:, None], 0.0).sum(-1)
-        terms = terms + self._power(num_items) * functional.softplus(-positive)
-        return weighted_mean(terms, weights)
+        shape = (rows, self.config.negatives)
+        return torch.randint(1, num_items + 1, shape, generator=rng, device=targets.device), None
+
+    def terms(
+        self, positive: Tensor, negative: Tensor, is_target: Tensor, drawn: Tensor | None, num_items: int
+    ) -> Tensor:
+        terms = functional.softplus(negative).masked_fill(is_target, 0.0).sum(-1)
+        return terms + self._power(num_items) * functional.softplus(-positive)
 
     def _power(self, num_items: int) -> float:
         rate = min(1.0, self.config.negatives / max(1, num_items - 1))

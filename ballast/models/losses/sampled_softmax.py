@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ballast.models.layers import item_rows
-from ballast.models.losses import Loss, weighted_mean
+from ballast.models.losses import Loss, SampledLoss
 
 
-class Objective(Loss):
+class Objective(SampledLoss):
     """Mean of log(exp(s_target) + sum_n exp(s_n - log(N q_n))) - s_target."""
-
-    is_sampled = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Loss.Config):
@@ -31,31 +28,25 @@ class Objective(Loss):
         sharing: Literal["batch", "position"] = "batch"
         is_corrected: bool = True
 
-    def forward(
-        self,
-        hidden: Tensor,
-        targets: Tensor,
-        table: Tensor,
-        exclude: Tensor | None,
-        rng: torch.Generator,
-        weights: Tensor | None = None,
-    ) -> Tensor:
-        num_items = len(table) - 1
-        positive = (hidden * item_rows(targets, table)).sum(-1, keepdim=True)  # (M, 1)
+    def draw(
+        self, targets: Tensor, num_items: int, exclude: Tensor | None, rng: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """The negatives, and the share q of each in what they are drawn from."""
         rows = 1 if self.config.sharing == "batch" else len(targets)
         shape = (rows, self.config.negatives)
         if self.config.sampling == "batch":
-            place = torch.randint(len(targets), shape, generator=rng, device=hidden.device)
-            drawn = targets[place]  # (1 or M, N)
-            share = torch.bincount(targets, minlength=num_items + 1)[drawn] / len(targets)
-        else:
-            drawn = torch.randint(1, num_items + 1, shape, generator=rng, device=hidden.device)
-            share = torch.full(shape, 1 / num_items, device=hidden.device)
-        vectors = item_rows(drawn, table)  # (1 or M, N, D)
-        negative = (vectors @ hidden[:, :, None])[:, :, 0] if rows > 1 else hidden @ vectors[0].T  # (M, N)
+            items = targets[torch.randint(len(targets), shape, generator=rng, device=targets.device)]
+            return items, torch.bincount(targets, minlength=num_items + 1)[items] / len(targets)
+        items = torch.randint(1, num_items + 1, shape, generator=rng, device=targets.device)
+        return items, torch.full(shape, 1 / num_items, device=targets.device)
+
+    def terms(
+        self, positive: Tensor, negative: Tensor, is_target: Tensor, drawn: Tensor | None, num_items: int
+    ) -> Tensor:
+        assert drawn is not None
         if self.config.is_corrected:
-            negative = negative - share.log() - math.log(self.config.negatives)
-        negative = negative.masked_fill(drawn == targets[:, None], -torch.inf)
-        logits = torch.cat([positive, negative], dim=1)  # (M, 1 + N)
-        terms = functional.cross_entropy(logits, torch.zeros_like(targets), reduction="none")
-        return weighted_mean(terms, weights)
+            negative = negative - drawn.log() - math.log(self.config.negatives)
+        negative = negative.masked_fill(is_target, -torch.inf)
+        logits = torch.cat([positive[:, None], negative], dim=1)  # (M, 1 + N)
+        first = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        return functional.cross_entropy(logits, first, reduction="none")

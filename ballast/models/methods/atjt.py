@@ -29,6 +29,7 @@ from torch.nn import functional
 from ballast.data.sequences import Batch, sample_negatives
 from ballast.models.method import DatasetInfo
 from ballast.models.sequential import IdMethod
+from ballast.reproducibility import generator
 
 
 class Atjt(IdMethod):
@@ -83,6 +84,29 @@ class Atjt(IdMethod):
             "noise": noise.detach(),
             "mean_weight": weights.detach().mean(),
         }
+
+    def sequence_weights(self, batch: Batch) -> Tensor | None:
+        """(B,) what each training sequence counts in the loss; None where all count alike, or by chance.
+
+        batch: as in training. Dropout is off, and negatives are the same for every batch. Which sequences
+        `truncated` leaves out depends on the others of the batch, as in training.
+        """
+        if self.config.weighting in ("none", "random"):
+            return None
+        was_training = self.training
+        self.eval()
+        with torch.set_grad_enabled(not self.has_noise_model):  # losses are told apart by a gradient
+            if self.has_noise_model:
+                assert batch.targets is not None
+                found = self.cleanness(batch.user_id, batch.history, batch.targets[:, -1], sees_half=False)
+            else:
+                table = self.item_table()
+                rng = generator(0, "sequence weights", device=table.device)
+                weights = self._fixed_weights(self.backbone.training_view(batch, rng), table, rng)
+                assert weights is not None
+                found = weights.detach()
+        self.train(was_training)
+        return found
 
     def cleanness(self, users: Tensor, history: Tensor, target: Tensor, sees_half: bool) -> Tensor:
         """(B,) probability that a sequence holds no replaced item.

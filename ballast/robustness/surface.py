@@ -1,0 +1,111 @@
+"""What may be changed in a trained method without touching it: its declared surfaces, exchanged for a call.
+
+A surface is an entry of `Method.surfaces`: a name (items, text, image, price) and the parameter or buffer
+behind it, (I, F) with one row an item. Where one tensor holds several modalities side by side, an entry
+names its columns: `{"text": "vectors[0:128]", "image": "vectors[128:256]"}`.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ballast.data.sequences import Batch
+from ballast.errors import BallastError
+from ballast.models.method import Method
+
+_COLUMNS = re.compile(r"(?P<tensor>[\w.]+)(?:\[(?P<first>\d+):(?P<last>\d+)\])?")
+
+
+def call_with(method: Method, name: str, overrides: dict[str, Tensor], *arguments: Any) -> Any:
+    """`method.<name>(*arguments)` with some parameters and buffers exchanged.
+
+    Weights and their `.grad` stay as they are; gradients flow to the tensors in `overrides`.
+    """
+    replaced = {f"method.{key}": value for key, value in overrides.items()}
+    return functional_call(_Calling(method, name), replaced, arguments)
+
+
+class _Calling(nn.Module):
+    """functional_call runs `forward` alone; this one's is another function of the method."""
+
+    def __init__(self, method: Method, name: str) -> None:
+        super().__init__()
+        self.method, self.name = method, name
+
+    def forward(self, *arguments: Any) -> Any:
+        return getattr(self.method, self.name)(*arguments)
+
+
+class Overridden(Method):
+    """`method` with some tensors exchanged, for `rank_targets` and whatever else takes a method."""
+
+    def __init__(self, method: Method, overrides: dict[str, Tensor]) -> None:
+        nn.Module.__init__(self)  # there is no config and no dataset to know
+        self.method, self.overrides = method, overrides
+
+    @property
+    def max_len(self) -> int:
+        return self.method.max_len
+
+    def score(self, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
+        scores: Tensor = call_with(self.method, "score", self.overrides, batch, rng)
+        return scores
+
+
+@dataclass(frozen=True)
+class Surface:
+    """One surface of one method.
+
+    values: (I, F) as trained, without a gradient. is_real: (I,) rows with any content; padding and items
+    without the modality are zero and never perturbed. unit: mean Euclidean norm of the real rows, which
+    makes budgets of different methods comparable: b = 0.1 moves a row by a tenth of a usual row.
+    """
+
+    name: str
+    tensor: str
+    columns: slice
+    values: Tensor
+    is_real: Tensor
+    unit: float
+    whole: Tensor
+
+    def overrides(self, values: Tensor) -> dict[str, Tensor]:
+        """The parameter or buffer with (I, F) `values` in the surface's place, as `call_with` takes it."""
+        if values.shape == self.whole.shape:
+            return {self.tensor: values}
+        left, right = self.whole[:, : self.columns.start], self.whole[:, self.columns.stop :]
+        return {self.tensor: torch.cat([left, values, right], dim=1)}
+
+    def moved(self, delta: Tensor) -> dict[str, Tensor]:
+        """The same, with `delta` (I, F) added to the trained values."""
+        return self.overrides(self.values + delta)
+
+
+def surface(method: Method, name: str) -> Surface:
+    """The surface that `method` declares under `name`; raises BallastError if it has none."""
+    if name not in method.surfaces:
+        known = ", ".join(sorted(method.surfaces)) or "none"
+        raise BallastError(f"{type(method).__name__} has no surface '{name}'; it declares: {known}")
+    tensor, whole, columns = located(method, method.surfaces[name])
+    values = whole[:, columns]
+    is_real = (values != 0).any(dim=1)
+    is_real[0] = False
+    unit = float(values[is_real].double().norm(dim=1).mean()) if bool(is_real.any()) else 0.0
+    return Surface(name, tensor, columns, values, is_real, unit, whole)
+
+
+def located(method: Method, place: str) -> tuple[str, Tensor, slice]:
+    """Name, values and columns of a place such as `vectors[0:128]`; raises BallastError if there is none."""
+    match = _COLUMNS.fullmatch(place)
+    tensors = dict(method.named_parameters()) | dict(method.named_buffers())
+    if match is None or match["tensor"] not in tensors:
+        raise BallastError(f"{type(method).__name__}: '{place}' is no parameter or buffer of it")
+    whole = tensors[match["tensor"]].detach()
+    if whole.ndim != 2:
+        raise BallastError(f"{type(method).__name__}: '{place}' is not a table of one row an item")
+    first, last = int(match["first"] or 0), int(match["last"] or whole.shape[1])
+    return match["tensor"], whole, slice(first, last)
