@@ -1,12 +1,12 @@
 # Two commands do the work: `make repro` (the default study) and `make test`.
 PYTHON ?= python3
-JOBS ?= 1
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 VENV := .venv
 BIN := $(abspath $(VENV)/bin)
 export PATH := $(BIN):$(PATH)
 STUDY := .
-CELLS := ^(train|adapt|evaluate|robustness)[a-z_]*@
-THREADS = $(shell expr \( $$(nproc) + $(JOBS) - 1 \) / $(JOBS))
+CELLS := fetch preprocess features pool pretrain tune|tune_content train|train_content|adapt \
+  evaluate[a-z_]* robustness[a-z_]*
 
 .PHONY: repro study test lint bench clean lock
 
@@ -16,12 +16,15 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
-# Independent cells run JOBS at a time and share the cores; the plain repro at the end does what is left.
+# Stages of one kind run JOBS at a time, each on one thread: that uses the cores better than threads within a
+# cell do, and the order in which a sum is taken, so its last bit, does not depend on how many cores there
+# are. The plain repro at the end does what is left: the report.
+repro: export OMP_NUM_THREADS ?= 1
 repro: $(VENV)/installed
 ifneq ($(JOBS),1)
-	cd $(STUDY) && dvc repro $$(dvc stage list --name-only | grep -vE '$(CELLS)|^report$$')
-	cd $(STUDY) && for stage in 'train|train_content|adapt' 'evaluate[a-z_]*' 'robustness[a-z_]*'; do \
-	  dvc stage list --name-only | grep -E "^($$stage)@" | OMP_NUM_THREADS=$(THREADS) \
+	cd $(STUDY) && dvc repro -s fingerprint
+	cd $(STUDY) && for stage in $(foreach stage,$(CELLS),'$(stage)'); do \
+	  dvc stage list --name-only | grep -E "^($$stage)@" | \
 	    xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done
 endif
 	cd $(STUDY) && dvc repro

@@ -5,9 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import Field
 
 from ballast.errors import BallastError
 from ballast.strict import Strict, parse
@@ -194,13 +195,32 @@ class EvaluationParams(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackParams(Strict):
+    """One attack: its settings but for the surface, the surfaces it is tried on (all that a method has, if
+    none is named), and its budgets in units of the mean norm of the surface's rows."""
+
+    attack: dict[str, Any]
+    budgets: Annotated[list[Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
+    surfaces: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RobustnessParams(Strict):
-    """History corruption at test time, on one fixed sample of users, the same for every method."""
+    """What trained methods are put to at test time, on fixed samples of users, the same for every method.
+
+    `users` get their histories corrupted (`kinds` at `budgets`) and items that lose a modality (`missing`:
+    shares of the items); the first `attack_users` of them are who the `attacks` are aimed at, or `pushed`
+    items are promoted to.
+    """
 
     users: int = 2000
     seed: int = 0
     kinds: list[str] = field(default_factory=lambda: ["insert", "replace", "delete", "shuffle"])
     budgets: list[float] = field(default_factory=lambda: [0.0, 0.1, 0.2, 0.3, 0.5])
+    missing: list[Annotated[float, Field(ge=0, le=1)]] = field(default_factory=list)
+    attack_users: int = 500
+    pushed: int = 2
+    attacks: dict[str, AttackParams] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +230,8 @@ class ReportParams(Strict):
     bootstrap_draws: int = 2000
     seed: int = 0
     baseline: str = "sasrec"
+    versus: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of methods whose losses under attack are tested against each other: declared, not picked."""
     calibration: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -366,6 +388,12 @@ def _check(params: Params) -> None:
             raise BallastError(
                 f"params.yaml: transfer_methods.{name}.pool: unknown pool {method_params.pool!r}; "
                 f"known: {', '.join(params.transfer.pools)}"
+            )
+    for method in (name for pair in params.report.versus for name in pair):
+        if method not in params.all_methods():
+            known_methods = ", ".join(params.all_methods())
+            raise BallastError(
+                f"params.yaml: report.versus: unknown method '{method}'; known: {known_methods}"
             )
     _check_tuning(params)
     for budget in params.robustness.budgets:

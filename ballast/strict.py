@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from ballast.errors import BallastError
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Strict:
@@ -33,6 +34,21 @@ def parse(kind: type[T], value: Any, where: str) -> T:
         return TypeAdapter(kind).validate_json(json.dumps(value, default=str))
     except ValidationError as error:
         raise BallastError(_first_problem(kind, value, error, where)) from None
+
+
+def parse_named(
+    settings: dict[str, Any], known: Sequence[str], find: Callable[[str], type[K]], noun: str, where: str
+) -> tuple[type[K], Any]:
+    """The class that `settings["name"]`, one of `known`, finds, and its `Config` from all settings.
+
+    noun: what is named, for the message. Raises BallastError on an unknown name or setting.
+    """
+    name = settings.get("name")
+    if name not in known:
+        raise BallastError(f"{where}: unknown {noun} {name!r}; known: {', '.join(known)}")
+    kind = find(str(name))
+    config: type[Any] = kind.Config  # type: ignore[attr-defined]
+    return kind, parse(config, settings, where)
 
 
 def _first_problem(kind: type, value: Any, error: ValidationError, where: str) -> str:

@@ -4,7 +4,6 @@ A naive implementation of K steps takes K + 1 full passes: at K = 5 six times th
 losses decide how much less the inner passes, which need the gradient of the item table alone, come to.
 """
 
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +21,6 @@ import processes  # noqa: E402
 import profile_step  # noqa: E402
 import protocol  # noqa: E402
 
-from ballast.errors import BallastError  # noqa: E402
 from ballast.models import registry  # noqa: E402
 from ballast.models.method import DatasetInfo, Method  # noqa: E402
 from ballast.reproducibility import atomic_path, environment, prepare_process  # noqa: E402
@@ -95,8 +93,4 @@ def main(
 
 
 if __name__ == "__main__":
-    os.environ["BALLAST_DEVICE"] = "cpu"
-    try:
-        typer.run(main)
-    except BallastError as error:
-        sys.exit(f"error: {error}")
+    processes.start(main)

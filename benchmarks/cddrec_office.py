@@ -8,8 +8,6 @@ since the peak memory is a process's.
 """
 
 import json
-import os
-import resource
 import subprocess
 import sys
 import time
@@ -26,9 +24,10 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # runs from a checkout, installed or not
 
 import matmul_rate  # noqa: E402
+import processes  # noqa: E402
+from protocol import peak_memory_mb  # noqa: E402
 
 from ballast.data.sequences import SequenceStore, training_batches  # noqa: E402
-from ballast.errors import BallastError  # noqa: E402
 from ballast.models import registry, training  # noqa: E402
 from ballast.models.method import DatasetInfo, Method  # noqa: E402
 from ballast.params import TrainingParams  # noqa: E402
@@ -42,7 +41,6 @@ from ballast.reproducibility import (  # noqa: E402
 
 PREPARED = HERE.parent / "studies/sequences/data/prepared/office/interactions.parquet"
 USERS, ITEMS, INTERACTIONS = 4905, 2420, 53_258
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def sequences() -> tuple[SequenceStore, int, str]:
@@ -104,7 +102,7 @@ def measure(precision: str, threads: int, epochs: int, settings: dict[str, Any])
     seconds = min(after - since for since, after in pairwise(spent))
     peak = peak_memory_mb()
     gflop = operations(method, store, params)
-    rate = matmul_rate.rate(2048, 2048, 2048, DTYPES[precision])
+    rate = matmul_rate.rate(2048, 2048, 2048, getattr(torch, precision))
     return {
         "data": source,
         "users": len(store),
@@ -124,12 +122,6 @@ def measure(precision: str, threads: int, epochs: int, settings: dict[str, Any])
     }
 
 
-def peak_memory_mb() -> float:
-    """Peak resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def main(
     precisions: Annotated[str, typer.Option(help="Comma-separated.")] = "float32,bfloat16",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
@@ -139,8 +131,7 @@ def main(
     inner: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Time and count one epoch of CDDRec on Office, in each precision."""
-    if unknown := set(precisions.split(",")) - set(DTYPES):
-        raise BallastError(f"--precisions: unknown {', '.join(sorted(unknown))}; known: {', '.join(DTYPES)}")
+    processes.check_precisions(precisions)
     if inner:
         print(json.dumps(measure(precisions, threads, epochs, json.loads(settings))))
         return
@@ -159,8 +150,4 @@ def main(
 
 
 if __name__ == "__main__":
-    os.environ["BALLAST_DEVICE"] = "cpu"
-    try:
-        typer.run(main)
-    except BallastError as error:
-        sys.exit(f"error: {error}")
+    processes.start(main)

@@ -5,9 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+
+import typer
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -18,6 +21,21 @@ from ballast.params import TrainingParams  # noqa: E402
 
 Record = dict[str, Any]
 PRECISIONS: tuple[str, ...] = get_args(get_type_hints(TrainingParams)["precision"])
+
+
+def start(main: Callable[..., None]) -> None:
+    """Run a benchmark's command on the CPU; a BallastError ends it with one line."""
+    os.environ["BALLAST_DEVICE"] = "cpu"
+    try:
+        typer.run(main)
+    except BallastError as error:
+        sys.exit(f"error: {error}")
+
+
+def check_precisions(given: str) -> None:
+    """Raise BallastError unless each of the comma-separated names is a precision that training knows."""
+    if unknown := set(given.split(",")) - set(PRECISIONS):
+        raise BallastError(f"precision: unknown {', '.join(sorted(unknown))}; known: {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ Runs an epoch of so many steps untimed, another one timed, and a third under tor
 product or a pass over a matrix that spans the catalogue is told apart from the rest of the model.
 """
 
-import os
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -24,7 +23,6 @@ import ballast_sasrec  # noqa: E402
 import processes  # noqa: E402
 import protocol  # noqa: E402
 
-from ballast.errors import BallastError  # noqa: E402
 from ballast.models import training  # noqa: E402
 from ballast.models.method import Method  # noqa: E402
 from ballast.params import TrainingParams  # noqa: E402
@@ -96,9 +94,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the table.")] = HERE / "results",
 ) -> None:
     """Profile Ballast's training step on Beauty; print the operators and write profile.csv."""
-    if unknown := set(precisions.split(",")) - set(processes.PRECISIONS):
-        known = ", ".join(processes.PRECISIONS)
-        raise BallastError(f"--precisions: unknown {', '.join(sorted(unknown))}; known: {known}")
+    processes.check_precisions(precisions)
     torch.set_num_threads(threads)
     data = str(processes.beauty())
     task = protocol.Task("ballast", data, seed=0, threads=threads, max_epochs=1, max_minutes=1.0)
@@ -118,8 +114,4 @@ def main(
 
 
 if __name__ == "__main__":
-    os.environ["BALLAST_DEVICE"] = "cpu"
-    try:
-        typer.run(main)
-    except BallastError as error:
-        sys.exit(f"error: {error}")
+    processes.start(main)

@@ -4,7 +4,6 @@ Each system trains and ranks in a process of its own, one after another, on the 
 measured, and what was chosen so that the comparison is fair, stands in README.md.
 """
 
-import os
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -114,8 +113,4 @@ def main(
 
 
 if __name__ == "__main__":
-    os.environ["BALLAST_DEVICE"] = "cpu"
-    try:
-        typer.run(main)
-    except BallastError as error:
-        sys.exit(f"error: {error}")
+    processes.start(main)

@@ -4,7 +4,6 @@ SASRec of 64 dimensions on simulated interactions, each point in a process of it
 is its own. What is measured stands in README.md.
 """
 
-import os
 import platform
 import sys
 import tempfile
@@ -128,8 +127,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the table and the figure.")] = HERE / "results",
 ) -> None:
     """Measure Ballast on growing catalogues and interactions; write a table and a figure."""
-    if precision not in processes.PRECISIONS:
-        raise BallastError(f"--precision: unknown {precision}; known: {', '.join(processes.PRECISIONS)}")
+    processes.check_precisions(precision)
     settings = {
         "dim": 64,
         "max_len": 50,
@@ -152,8 +150,4 @@ def main(
 
 
 if __name__ == "__main__":
-    os.environ["BALLAST_DEVICE"] = "cpu"
-    try:
-        typer.run(main)
-    except BallastError as error:
-        sys.exit(f"error: {error}")
+    processes.start(main)

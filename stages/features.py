@@ -20,7 +20,6 @@ from ballast.content.settings import parse_settings
 from ballast.content.sheet import neighbour_sheet
 from ballast.data import schemas
 from ballast.data.preparation import dataset_params
-from ballast.errors import BallastError
 from ballast.params import Params
 from ballast.provenance import fingerprint
 from ballast.reproducibility import (
@@ -64,10 +63,8 @@ def main(dataset: str = typer.Option(), modality: str = typer.Option()) -> None:
 
 
 def _settings(params: Params, modality: str) -> Any:
-    if modality not in params.features:
-        known = ", ".join(params.features) or "none"
-        raise BallastError(f"params.yaml: features.{modality} is missing; there are: {known}")
-    config = parse_settings(modality, params.features[modality], f"params.yaml: features.{modality}")
+    chosen = study.block(params.features, modality, "features")
+    config = parse_settings(modality, chosen, f"params.yaml: features.{modality}")
     for other in getattr(config, "fit_on", []):
         dataset_params(params, other)
     return config

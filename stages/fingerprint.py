@@ -13,6 +13,7 @@ from ballast.errors import BallastError
 from ballast.models import backbones, losses, registry
 from ballast.params import Params
 from ballast.provenance import fingerprint
+from ballast.robustness import attacks
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("reports/code.json")
@@ -56,6 +57,10 @@ def _modules(params: Params, method: str, stage: str) -> list[str]:
         cells = [dataset for dataset, name in params.grid() if name == method]
         blocks |= {f"cells.{dataset}.{method}": params.cell(dataset, method) for dataset in cells}
     names = {"ballast.params:MethodParams", "ballast.params:changed"}
+    if stage == "robustness":
+        for name, attack in params.robustness.attacks.items():
+            where = f"params.yaml: robustness.attacks.{name}.attack"
+            names.add(attacks.configure({**attack.attack, "surface": "any"}, where)[0].__module__)
     for where, block in blocks.items():
         names.add(f"ballast.models.methods.{block.method}")
         if block.method not in registry.known_methods():

@@ -1,6 +1,7 @@
 """What the stages that run a method read: prepared tables, features, and trained states."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,14 @@ def _features(path: Path) -> tuple[Tensor, Tensor]:
     padded = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
     missing = np.concatenate([[True], table["is_missing"].to_numpy(bool)])
     return torch.from_numpy(padded), torch.from_numpy(missing)
+
+
+def code(stage: str, method: str) -> str:
+    """The fingerprint of what a stage runs for a method: runs resume under the same code alone."""
+    path = Path("reports/code.json")
+    if not path.exists():
+        raise BallastError(f"{path}: not found; run the fingerprint stage first: dvc repro -s fingerprint")
+    return str(json.loads(path.read_text())[stage].get(method, ""))
 
 
 def config(cell: MethodParams, where: str) -> Any:

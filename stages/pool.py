@@ -14,7 +14,7 @@ from ballast.reproducibility import atomic_path, output_lock
 
 def main(pool: str = typer.Option()) -> None:
     params = study.params()
-    sources = params.transfer.pools[pool]
+    sources = study.block(params.transfer.pools, pool, "transfer.pools")
     with output_lock(study.SCRATCH, f"pool-{pool}"), atomic_path(study.pooled(pool)) as folder:
         tables = {name: _stacked(name, sources) for name in ("interactions", "items", "users")}
         for name, table in tables.items():

@@ -17,7 +17,7 @@ SEED = 0  # one pre-trained state serves every seed of the target
 def main(method: str = typer.Option()) -> None:
     prepare_process()
     params = study.params()
-    block = params.transfer_methods[method]
+    block = study.block(params.transfer_methods, method, "transfer_methods")
     assert block.pool is not None
     chosen = inputs.config(block, f"params.yaml: transfer_methods.{method}")
     with output_lock(study.SCRATCH, f"pretrain-{method}"):

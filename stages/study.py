@@ -4,15 +4,17 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
 from ballast.errors import BallastError
 from ballast.params import Params, load
 from ballast.reproducibility import atomic_path
+
+T = TypeVar("T")
 
 PARAMS = Path("params.yaml")
 SCRATCH = Path(".scratch")
@@ -22,6 +24,13 @@ METRICS = Path("reports/metrics.json")
 def params() -> Params:
     """The params.yaml of the study that the current folder is."""
     return load(PARAMS)
+
+
+def block(blocks: Mapping[str, T], name: str, key: str) -> T:
+    """The block of params.yaml called `name` under `key`; raises BallastError that lists those there are."""
+    if name not in blocks:
+        raise BallastError(f"params.yaml: {key}.{name} is missing; there are: {', '.join(blocks) or 'none'}")
+    return blocks[name]
 
 
 def raw(dataset: str) -> Path:

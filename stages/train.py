@@ -15,7 +15,6 @@ import typer
 
 from ballast import parallel
 from ballast.data.sequences import SequenceStore
-from ballast.errors import BallastError
 from ballast.models import registry
 from ballast.models.method import Method
 from ballast.models.training import Validation, fit
@@ -157,12 +156,9 @@ def _pretrained(params: Params, method: str) -> Path | None:
 
 def _run_key(cell: MethodParams, dataset: str, method: str, data: str, source: Path | None) -> str:
     """Names the scratch folder: a run resumes only what had the same data, config and code."""
-    code = Path("reports/code.json")
-    if not code.exists():
-        raise BallastError(f"{code}: not found; run the fingerprint stage first: dvc repro -s fingerprint")
-    fingerprint = json.loads(code.read_text())["train"].get(method, "")
     start = hashlib.sha256(source.read_bytes()).hexdigest() if source is not None else ""
-    return f"{dataset}--{method}--{config_hash(data, fingerprint, asdict(cell), start)}"
+    code = inputs.code("train", method)
+    return f"{dataset}--{method}--{config_hash(data, code, asdict(cell), start)}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
         )
         users, targets = prepared.held_out("valid")
         validation = Validation(prepared.store(["train"], users), targets)
-        code = _code(method)
+        code = inputs.code("tune", method)
         records = []
         for index, ((change, cell), config) in enumerate(zip(cells, chosen, strict=True)):
-            key = config_hash(prepared.digest, code, vars(cell) | {"training": vars(cell.training)}, seed)
+            key = config_hash(prepared.digest, code, asdict(cell), seed)
             done = study.SCRATCH / "tune" / f"{dataset}--{method}--{key}.json"
             if not done.exists():  # an ended run had not got that far
                 label = f"{dataset} {method} trial {index + 1} of {len(cells)}"
@@ -53,14 +54,6 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
         study.write_json(study.cell("tune", dataset, method), record)
         for done in (study.SCRATCH / "tune").glob(f"{dataset}--{method}--*"):
             done.unlink()
-
-
-def _code(method: str) -> str:
-    """The fingerprint of what a trial runs: an ended search is resumed only under the same code."""
-    path = Path("reports/code.json")
-    if not path.exists():
-        raise BallastError(f"{path}: not found; run the fingerprint stage first: dvc repro -s fingerprint")
-    return str(json.loads(path.read_text())["tune"].get(method, ""))
 
 
 def _trial(

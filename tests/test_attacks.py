@@ -407,7 +407,7 @@ def test_columns_of_a_shared_table_are_a_surface(toy_info: DatasetInfo) -> None:
     model = registry.build(
         "feature_knn", registry.configure("feature_knn", {"modalities": ["text", "image"]}, "m"), toy_info
     ).eval()
-    model.surfaces = {"text": "vectors[0:12]", "image": "vectors[12:18]"}  # type: ignore[misc]
+    assert model.surfaces == {"text": "vectors[0:12]", "image": "vectors[12:18]"}
     found = run(model, {"name": "fgm"}, 0.5, surface="image")
     change = found.overrides["vectors"] - dict(model.named_buffers())["vectors"]
     assert not change[:, :12].any()

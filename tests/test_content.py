@@ -368,6 +368,21 @@ def test_neighbour_sheet_shows_only_items_with_both(tmp_path: Path) -> None:
 # Records
 
 
+def test_attack_sheet_shows_what_was_added() -> None:
+    clean = torch.full((2, 3, 8, 8), 0.5)
+    attacked = clean.clone()
+    attacked[1, :, 4:] += 4 / 255
+    drawn = np.array(sheet.attack_sheet(clean, attacked)).astype(int)
+    tile = sheet.TILE + sheet.GAP
+    middle = sheet.GAP + sheet.TILE // 2
+    first, second = middle, tile + middle
+    added = 2 * tile + sheet.GAP  # the third line
+    assert (abs(drawn[added + 5, first] - 128) <= 1).all()
+    assert (abs(drawn[added + 5, second] - 128) <= 1).all()
+    assert (drawn[added + sheet.TILE - 5, second] == 255).all()  # the largest change
+    assert (drawn[tile + sheet.GAP + sheet.TILE - 5, second] - drawn[sheet.GAP + 5, second] == 4).all()
+
+
 def test_statistics_and_neighbours_by_hand() -> None:
     vectors = np.array([[3, 4], [0, 0], [6, 8], [0, 2]], dtype=np.float32)
     found = Features(vectors, np.array([False, True, False, False]), ("a.png",))

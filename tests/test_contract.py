@@ -17,6 +17,7 @@ import torch
 from conftest import ITEMS, make_store, walk
 from torch import Tensor, nn
 
+from ballast import strict
 from ballast.data.sequences import Batch, SequenceStore
 from ballast.errors import BallastError
 from ballast.evaluation.ranking import rank_targets
@@ -340,7 +341,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> set[tuple[type, str]]:
         object.__setattr__(config, "__class__", watching)
         return config
 
-    for module in (registry, backbones, losses):
+    for module in (registry, strict):
         parse = module.parse
         monkeypatch.setattr(module, "parse", lambda *given, parse=parse: watched(parse(*given)))
     return seen

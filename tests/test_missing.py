@@ -89,8 +89,6 @@ def test_marks_of_missing_items_are_set_too(toy_info: DatasetInfo) -> None:
     """With all pictures gone, a mean over modalities must be over texts alone."""
     settings = {"modalities": ["text", "image"], "max_len": 10}
     both: Any = registry.build("feature_knn", registry.configure("feature_knn", settings, "m"), toy_info)
-    both.surfaces = {"text": "vectors[0:12]", "image": "vectors[12:18]"}
-    both.missing_marks = {"image": ("present[1:2]", 0.0)}
     texts = registry.build(
         "feature_knn", registry.configure("feature_knn", {**settings, "modalities": ["text"]}, "m"), toy_info
     )

@@ -16,6 +16,7 @@ import yaml
 
 from ballast.data import schemas
 from ballast.errors import BallastError
+from ballast.evaluation.metrics import ndcg
 from ballast.params import load
 from ballast.reporting import plots, results, tables
 
@@ -109,6 +110,11 @@ def robustness_table(ranks, params, strength):
     return pd.concat(parts, ignore_index=True)
 
 
+def sizes_of(table):
+    found = table[["condition", "surface", "budget"]].drop_duplicates().to_dict("records")
+    return {f"{row['condition']} {row['surface']}@{row['budget']:g}": 0.1 for row in found}
+
+
 def write_cell(folder, params, dataset, method, users, strength, is_fixed):
     seeds = SEEDS[:1] if is_fixed else SEEDS
     name = f"{dataset}--{method}"
@@ -150,7 +156,7 @@ def write_cell(folder, params, dataset, method, users, strength, is_fixed):
         "robustness": {
             **key,
             "config": dataclasses.asdict(params.robustness),
-            "seeds": {str(seed): {"seconds": 1.0} for seed in seeds},
+            "seeds": {str(seed): {"seconds": 1.0, "sizes": sizes_of(table)} for seed in seeds},
             "noise_hashes": {"insert@0.2": "ab"},
         },
     }
@@ -319,6 +325,166 @@ def add_records(folder):
                     "mean_weight_noisy": 0.8 if is_toys else None,
                 }
         path.write_text(json.dumps(cell))
+
+
+GRID = (0.1, 0.5)
+ATTACKED_USERS = 60
+ATTACKED = {"sasrec": 4, "item-knn": 2}  # how far targets fall, a unit of budget
+
+
+def add_attacks(folder):
+    """Popularity has nothing to attack; item-knn loses less than sasrec."""
+    settings = yaml.safe_load((folder / "params.yaml").read_text())
+    block = {"attack": {"name": "random"}, "budgets": list(GRID)}
+    settings["robustness"] |= {
+        "attack_users": ATTACKED_USERS,
+        "pushed": 2,
+        "missing": [0.5],
+        "attacks": {
+            "random": block,
+            "pgd": {**block, "attack": {"name": "pgd"}},
+            "push": {"attack": {"name": "pgd", "goal": "promote"}, "budgets": [0.5]},
+        },
+    }
+    settings["report"]["versus"] = [["item-knn", "sasrec"], ["sasrec", "item-knn"], ["sasrec", "popularity"]]
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    config = dataclasses.asdict(load(folder / "params.yaml").robustness)
+    for path in (folder / "reports/cells/robustness").glob("*.json"):
+        cell = json.loads(path.read_text())
+        cell["config"] = config
+        place = folder / f"reports/robustness/{path.stem}.parquet"
+        table = schemas.read("robustness", place)
+        if cell["method"] in ATTACKED:
+            table = pd.concat([table, attack_rows(folder, cell)], ignore_index=True)
+            cell["flags"] = {seed: [] for seed in cell["seeds"]}
+            if cell["method"] == "sasrec":
+                flag = {"name": "zero gradient", "about": "items", "detail": "nothing moves"}
+                cell["flags"]["0"] = cell["flags"]["2"] = [flag]
+        for record in cell["seeds"].values():
+            record["sizes"] = sizes_of(table)
+        schemas.write("robustness", table, place)
+        path.write_text(json.dumps(cell))
+
+
+def attack_rows(folder, cell):
+    ranks = schemas.read("ranks", folder / f"reports/ranks/{cell['dataset']}--{cell['method']}.parquet")
+    own = ranks[ranks["user_id"] <= ATTACKED_USERS]
+    parts = []
+
+    def add(condition, surface, norm, budget, rows, clean, rank):
+        columns = {"condition": condition, "surface": surface, "norm": norm, "budget": np.float32(budget)}
+        reached = {"clean_rank": clean, "rank": rank, "size": np.float32(budget), "truncated": False}
+        kept = rows[["dataset", "method", "seed", "user_id"]]
+        parts.append(kept.assign(**columns, **reached, rbo=np.float32(0.5)))
+
+    for budget in GRID:
+        add("random", "items", "l2", budget, own, own["rank"], own["rank"])
+        worse = (own["rank"] * (1 + ATTACKED[cell["method"]] * budget)).astype(int)
+        add("pgd", "items", "l2", budget, own, own["rank"], worse)
+    everyone = ranks[ranks["user_id"] <= 40]
+    add("missing", "text", "share", 0.5, everyone, everyone["rank"], everyone["rank"] + 1)
+    for place in (1, 2):  # a different number of users has met each item already
+        new = own[own["user_id"] > 10 * place]
+        add(f"push-{place}", "items", "l2", 0.5, new, 50, np.where(new["user_id"] % 2 == 0, 10, 11))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory, stage):
+    """A study whose methods were attacked, with its report written."""
+    folder = tmp_path_factory.mktemp("attacked")
+    make_study(folder, calibration=CALIBRATION)
+    add_attacks(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        stage.main()
+    return folder
+
+
+def test_what_is_left_under_attack(attacked):
+    frame = table(attacked, "attacks").set_index(["dataset", "method", "condition", "budget"])
+    ranks = schemas.read("ranks", attacked / "reports/ranks/toys--sasrec.parquet")
+    own = ranks[ranks["user_id"] <= ATTACKED_USERS]["rank"]
+    row = frame.loc[("toys", "sasrec", "pgd", 0.5)]
+    assert row["clean_ndcg@10"] == pytest.approx(ndcg(own, 10).mean())
+    assert row["ndcg@10"] == pytest.approx(ndcg((own * 3).astype(int), 10).mean())
+    assert row["relative"] == pytest.approx(row["ndcg@10"] / row["clean_ndcg@10"])
+    assert row["low"] < row["relative"] < row["high"]
+    assert row["users"] == ATTACKED_USERS
+    assert frame.loc[("toys", "sasrec", "missing", 0.5), "users"] == 40
+    assert frame.loc[("toys", "item-knn", "random", 0.1), "relative"] == 1
+    assert "popularity" not in frame.index.get_level_values("method")
+
+
+def test_corrupted_histories_are_told_as_without_attacks(attacked, study):
+    for name in ("robustness", "tests", "accuracy"):
+        pd.testing.assert_frame_equal(table(attacked, name), table(study, name))
+
+
+def test_differences_of_losses_are_tested_in_declared_pairs(attacked):
+    frame = table(attacked, "loss_tests")
+    pairs = set(zip(frame["method_a"], frame["method_b"], strict=True))
+    assert pairs == {("item-knn", "sasrec"), ("sasrec", "item-knn")}  # popularity was not attacked
+    worst = frame[(frame["condition"] == "pgd") & (frame["budget"] == 0.5) & (frame["dataset"] == "toys")]
+    one, other = worst.to_dict("records")
+    assert one["difference"] == pytest.approx(-other["difference"])
+    assert one["seeds"] == len(SEEDS)
+    left = table(attacked, "attacks").set_index(["dataset", "method", "condition", "budget"])
+    lost = left["clean_ndcg@10"] - left["ndcg@10"]
+    assert -one["mean_a"] == pytest.approx(lost.loc[("toys", "item-knn", "pgd", 0.5)])
+    nothing = frame[frame["condition"] == "random"]
+    assert (nothing["difference"] == 0).all()
+    assert (nothing["verdict"] == "undecided").all()
+
+
+def test_exposure_of_pushed_items(attacked):
+    frame = table(attacked, "promotions")
+    assert set(frame["condition"]) == {"push"}
+    assert (frame["clean"] == 0).all()
+    assert frame["attacked"].tolist() == pytest.approx([0.5] * len(frame))
+    assert frame["users"].tolist() == pytest.approx([ATTACKED_USERS - 15] * len(frame))
+
+
+def test_warnings_stand_beside_the_verdict(attacked):
+    frame = table(attacked, "flags")
+    assert frame["seeds"].tolist() == [2, 2]
+    assert set(frame["method"]) == {"sasrec"}
+    page = (attacked / "reports/index.html").read_text()
+    assert "Attacks and missing content" in page
+    assert "nothing moves" in page
+    assert "keeps the largest share" in page
+
+
+def test_attacks_have_their_figures_and_metrics(attacked, study):
+    names = ["threat-items-attacked", "frontier-items-attacked", "threat-text-missing", "frontier-history"]
+    for name in names:
+        assert (attacked / f"reports/figures/{name}.png").stat().st_size > 5000
+        assert not (study / f"reports/figures/{name}.png").exists()
+    frame = pd.read_csv(attacked / "reports/figures/frontier-items-attacked.csv")
+    for _, rows in frame.groupby("dataset"):
+        best = rows[rows["is_best"]].sort_values("ndcg@10")
+        assert len(best)
+        assert best["area"].is_monotonic_decreasing
+    found = json.loads((attacked / "reports/metrics.json").read_text())["toys"]
+    kept = table(attacked, "attacks").set_index(["dataset", "method", "condition"])["relative"]
+    small, large = kept.loc[("toys", "sasrec", "pgd")]
+    wanted = (0.1 * (1 + small) / 2 + 0.4 * (small + large) / 2) / 0.5
+    assert found["sasrec"]["robustness_area-pgd-items"] == pytest.approx(wanted, abs=1e-5)
+    assert "robustness_area-pgd-items" not in found["popularity"]
+
+
+def test_methods_attacked_on_other_users_are_refused(attacked, stage, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    shutil.copytree(attacked, folder)
+    monkeypatch.chdir(folder)
+    path = folder / "reports/robustness/shop--item-knn.parquet"
+    frame = schemas.read("robustness", path)
+    is_other = (frame["surface"] == "items") & (frame["user_id"] == 7)
+    schemas.write("robustness", frame.assign(user_id=frame["user_id"].mask(is_other, 88)), path)
+    with pytest.raises(
+        BallastError, match=r"--(item-knn|sasrec): the robustness table of seed 0 is not about"
+    ):
+        stage.main()
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from ballast.errors import BallastError
 from ballast.evaluation.ranking import rank_targets
 from ballast.models import registry
 from ballast.models.method import Method
-from ballast.robustness import corruption, stability
+from ballast.robustness import corruption, stability, suite
 from ballast.robustness.corruption import KINDS, corrupt, sample_users
 from ballast.robustness.stability import rank_with_histories, rbo
 
@@ -334,6 +334,8 @@ def prepare_study(folder, **robustness):
     schemas.write("items", items, prepared / "items.parquet")
     frame = frame.assign(timestamp=None, is_noise=None)
     schemas.write("interactions", frame, prepared / "interactions.parquet")
+    (folder / "reports").mkdir()
+    (folder / "reports/code.json").write_text('{"robustness": {}}')
 
 
 def save_model(method):
@@ -341,11 +343,13 @@ def save_model(method):
     params = parameters.load(Path("params.yaml"))
     cell, prepared = params.cell("tiny", method), inputs.load_cell(params, "tiny", method)
     model = inputs.fresh(cell, inputs.config(cell, "params.yaml"), prepared.info, 0)
-    train = prepared.store(["train"])
-    model.fit_sequences(train.items, train.offsets)
+    if not model.is_trained_by_steps:
+        train = prepared.store(["train"])
+        model.fit_sequences(train.items, train.offsets)
     folder = Path("data/models/tiny") / method
     folder.mkdir(parents=True)
-    registry.save(model, folder / "seed-0.safetensors")
+    for seed in inputs.seeds(params, "tiny", method):
+        registry.save(model, folder / f"seed-{seed}.safetensors")
 
 
 @contextlib.contextmanager
@@ -376,7 +380,8 @@ def read_cell(folder, method):
 
 def test_stage_writes_every_condition(study):
     table, cell = read_cell(study, "knn")
-    assert cell["config"] == {"users": 20, "seed": 0, "kinds": list(KINDS), "budgets": [0.0, 0.2, 0.5]}
+    asked = {"users": 20, "seed": 0, "kinds": list(KINDS), "budgets": [0.0, 0.2, 0.5]}
+    assert cell["config"].items() >= asked.items()
     assert list(cell["seeds"]) == ["0"]  # counting draws nothing at random
     names = {f"{kind}@{budget:g}" for kind in KINDS for budget in (0.2, 0.5)}
     assert set(cell["noise_hashes"]) == set(cell["seeds"]["0"]["sizes"]) == names
@@ -440,3 +445,115 @@ def test_stage_ends_in_one_line_without_a_model(tmp_path):
     assert ended.stderr.count("\n") == 1
     assert "seed-0.safetensors: no trained model" in ended.stderr
     assert not (tmp_path / "reports/robustness").exists()
+
+
+# Attacks
+
+GRID = [0.1, 0.5]
+ATTACKS = {
+    "random": {"attack": {"name": "random"}, "budgets": GRID},
+    "fgm": {"attack": {"name": "fgm"}, "budgets": GRID, "surfaces": ["items", "text"]},
+    "pgd": {"attack": {"name": "pgd", "steps": 3}, "budgets": GRID},
+    "promote": {"attack": {"name": "pgd", "steps": 3, "goal": "promote"}, "budgets": [0.5]},
+    "pixels": {"attack": {"name": "pixels"}, "budgets": [4.0], "surfaces": ["image"]},
+}
+NEURAL = {
+    "label": "SASRec",
+    "method": "next_item",
+    "model": {
+        "dim": 8,
+        "max_len": 8,
+        "dropout": 0.0,
+        "backbone": {"name": "sasrec", "layers": 1, "heads": 1},
+    },
+    "training": {"batch_size": 8, "learning_rate": 0.01, "max_epochs": 1, "patience": 1},
+}
+
+
+def attacked_study(folder):
+    prepare_study(folder, kinds=["insert"], attacks=ATTACKS, attack_users=12, pushed=2)
+    settings = yaml.safe_load((folder / "params.yaml").read_text())
+    settings["methods"]["neural"] = NEURAL
+    settings["cells"]["tiny"]["neural"] = {}
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings))
+    with inside(folder):
+        for method in ("neural", "pop"):
+            save_model(method)
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attacked")
+    attacked_study(folder)
+    with inside(folder):
+        for method in ("neural", "pop"):
+            robustness.main("tiny", method)
+    return folder
+
+
+def test_attacks_are_tried_on_what_a_method_has(attacked):
+    table, cell = read_cell(attacked, "neural")
+    found = set(table[["condition", "surface", "budget"]].round(6).itertuples(index=False, name=None))
+    wanted = {("insert", "history", 0.2), ("insert", "history", 0.5)}
+    wanted |= {(name, "items", budget) for name in ("random", "fgm", "pgd") for budget in GRID}
+    wanted |= {(f"promote-{place}", "items", 0.5) for place in (1, 2)}
+    assert {(c, s, round(float(b), 3)) for c, s, b in found} == wanted
+    assert set(cell["seeds"]) == {"0", "1"}
+    assert len(cell["seeds"]["0"]["sizes"]) == len(wanted)
+    assert cell["seeds"]["0"]["sizes"]["pgd items@0.5"] == pytest.approx(0.5, rel=1e-4)
+    assert set(cell["flags"]) == {"0", "1"}
+    assert len(cell["pushed"]) == 2
+    nothing, _ = read_cell(attacked, "pop")
+    assert set(nothing["surface"]) == {"history"}
+
+
+def test_attacked_users_are_among_the_others(attacked):
+    table, _ = read_cell(attacked, "neural")
+    users = {surface: set(rows["user_id"]) for surface, rows in table.groupby("surface", observed=True)}
+    assert len(users["items"]) == 12
+    assert len(users["history"]) == 20
+    assert users["items"] < users["history"]
+
+
+def test_gradients_hurt_more_than_chance(attacked):
+    table, _ = read_cell(attacked, "neural")
+    table = table[table["budget"] > 0.3]
+    loss = (1 / np.log2(1 + table["clean_rank"]) - 1 / np.log2(1 + table["rank"])).groupby(
+        table["condition"], observed=True
+    )
+    assert loss.mean()["pgd"] > loss.mean()["random"]
+    assert loss.mean()["fgm"] > loss.mean()["random"]
+
+
+def test_an_ended_run_goes_on_where_it_stopped(attacked, tmp_path, monkeypatch):
+    """Conditions that are done are not computed again, and the table is that of an undisturbed run."""
+    attacked_study(tmp_path)
+    corrupted, attack = suite.Subject.corrupted, suite.Subject.attacked
+    calls = []
+
+    def counted(self, noise):
+        calls.append(noise)
+        return corrupted(self, noise)
+
+    def ended(*_):
+        raise KeyboardInterrupt
+
+    with inside(tmp_path):
+        monkeypatch.setattr(suite.Subject, "corrupted", counted)
+        monkeypatch.setattr(suite.Subject, "attacked", ended)
+        with pytest.raises(KeyboardInterrupt):
+            robustness.main("tiny", "neural")
+        assert len(calls) == 2  # two shares of inserted items, of the first seed
+        monkeypatch.setattr(suite.Subject, "attacked", attack)
+        robustness.main("tiny", "neural")
+    assert len(calls) == 4  # those of the second seed alone
+    whole, _ = read_cell(attacked, "neural")
+    resumed, _ = read_cell(tmp_path, "neural")
+    pd.testing.assert_frame_equal(whole, resumed)
+    assert not list((tmp_path / ".scratch/robustness").glob("*"))
+
+
+def test_unknown_attack_is_told(tmp_path):
+    prepare_study(tmp_path, attacks={"mine": {"attack": {"name": "fgn"}, "budgets": [0.1]}})
+    with inside(tmp_path), pytest.raises(BallastError, match=r"attacks.mine.attack: unknown attack 'fgn'"):
+        robustness.main("tiny", "knn")

@@ -1,11 +1,13 @@
-"""A picture sheet of nearest neighbours: the quickest way to see whether a feature space is any good."""
+"""Picture sheets for the eye: nearest neighbours in a feature space, and pictures under attack."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from ballast.content.features import Features, nearest
 from ballast.content.image import open_picture
@@ -32,6 +34,23 @@ def neighbour_sheet(
         for column, place in enumerate([query, *neighbours]):
             left = GAP + column * step + (2 * GAP if column else 0)  # a wider gap sets the query apart
             sheet.paste(_tile(paths[usable[place]]), (left, GAP + line * step))
+    return sheet
+
+
+def attack_sheet(clean: Tensor, attacked: Tensor) -> Image.Image:
+    """A column an item: its picture, the picture under attack, and what was added, amplified around grey.
+
+    clean, attacked: (K, 3, S, S) in [0, 1]. The largest change of all becomes black or white.
+    """
+    change = attacked - clean
+    shown = 0.5 + 0.5 * change / change.abs().amax().clamp(min=1e-12)
+    step = TILE + GAP
+    sheet = Image.new("RGB", (len(clean) * step + GAP, 3 * step + GAP), "white")
+    for line, pictures in enumerate((clean, attacked, shown)):
+        levels = (255 * pictures).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        for column, picture in enumerate(levels):  # (S, S, 3)
+            tile = Image.fromarray(picture).resize((TILE, TILE), Image.Resampling.NEAREST)
+            sheet.paste(tile, (GAP + column * step, GAP + line * step))
     return sheet
 
 

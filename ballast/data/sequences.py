@@ -138,18 +138,29 @@ def training_batches(
 
 
 def sample_negatives(
-    shape: tuple[int, ...], num_items: int, exclude: Tensor, rng: torch.Generator, redraws: int = 4
+    shape: tuple[int, ...],
+    num_items: int,
+    exclude: Tensor,
+    rng: torch.Generator,
+    redraws: int = 4,
+    counts: Tensor | None = None,
 ) -> Tensor:
-    """Uniform item ids 1..num_items of `shape` (M, N), redrawn where they are in `exclude` (M, X).
+    """Item ids 1..num_items of `shape` (M, N), redrawn where they are in `exclude` (M, X).
 
-    After `redraws` rounds the few collisions left stay: their share is about (X / num_items)^redraws.
+    Drawn uniformly, or in proportion to `counts` (I,) float32, whose entry 0 is 0. After `redraws` rounds
+    the few collisions left stay: their share, if uniform, is about (X / num_items)^redraws.
     """
     device = exclude.device
-    negatives = torch.randint(1, num_items + 1, shape, generator=rng, device=device)
+
+    def draw() -> Tensor:
+        if counts is None:
+            return torch.randint(1, num_items + 1, shape, generator=rng, device=device)
+        return torch.multinomial(counts, math.prod(shape), replacement=True, generator=rng).view(shape)
+
+    negatives = draw()
     for _ in range(redraws):
         hit = (negatives[:, :, None] == exclude[:, None, :]).any(-1)  # (M, N)
         if device.type == "cpu" and not hit.any():  # looking would make a GPU wait
             break
-        fresh = torch.randint(1, num_items + 1, shape, generator=rng, device=device)
-        negatives = torch.where(hit, fresh, negatives)
+        negatives = torch.where(hit, draw(), negatives)
     return negatives

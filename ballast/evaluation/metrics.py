@@ -15,6 +15,7 @@ from ballast.errors import BallastError
 
 CUTOFFS = (5, 10, 20)
 BASE_METRICS = (*(f"hr@{k}" for k in CUTOFFS), *(f"ndcg@{k}" for k in CUTOFFS), "mrr")
+HEADLINE = "ndcg@10"
 METRICS = (*BASE_METRICS, *(f"{name}-unmasked" for name in BASE_METRICS))
 
 # Training count of the target item, lower edge of each bin.

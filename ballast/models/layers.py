@@ -15,6 +15,15 @@ def item_rows(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
     return functional.embedding(ids, table, padding_idx=padding, sparse=is_sparse)
 
 
+def small_embedding(rows: int, dim: int, std: float = 0.02) -> nn.Embedding:
+    """A table of normal vectors (rows, dim) whose row 0, padding, is zero and not trained."""
+    table = nn.Embedding(rows, dim, padding_idx=0)
+    nn.init.normal_(table.weight, std=std)
+    with torch.no_grad():
+        table.weight[0] = 0
+    return table
+
+
 class Dropout(nn.Module):
     """Dropout that draws eight elements from each 64-bit random number.
 

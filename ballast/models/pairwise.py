@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from ballast.content import whitening
 from ballast.data.sequences import Batch, sample_negatives
+from ballast.models.layers import small_embedding
 from ballast.models.method import DatasetInfo, Method
 
 Weight = Annotated[float, Field(ge=0)]
@@ -84,16 +85,8 @@ class PairwiseMethod(Method):
     def __init__(self, config: Any, data: DatasetInfo) -> None:
         super().__init__(config, data)
         self.num_items = data.num_items
-        self.users = self._table(data.num_users + 1, config.dim)
+        self.users = small_embedding(data.num_users + 1, config.dim, config.init_scale)
         self.bias = nn.Parameter(torch.zeros(data.num_items + 1)) if config.has_bias else None
-
-    def _table(self, rows: int, width: int) -> nn.Embedding:
-        """Small random vectors, row 0 zero."""
-        table = nn.Embedding(rows, width, padding_idx=0)
-        nn.init.normal_(table.weight, std=self.config.init_scale)
-        with torch.no_grad():
-            table.weight[0] = 0
-        return table
 
     def user_vectors(self, user_id: Tensor) -> Tensor:
         """(B,) user ids to (B, D) vectors."""

@@ -1,14 +1,16 @@
 """What sequence methods share: an item table, a backbone over it, and a loss on its states."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ballast.data.sequences import Batch
 from ballast.errors import BallastError
 from ballast.models import backbones, losses
+from ballast.models.layers import small_embedding
 from ballast.models.method import DatasetInfo, Method
 from ballast.params import TrainingParams
 
@@ -48,9 +50,7 @@ class SequentialMethod(Method):
         view = self.backbone.training_view(batch, rng)
         loss = self.next_item_loss(view, table, table, rng)
         extra = self.backbone.extra_losses(batch, table, rng)
-        if not extra:
-            return {"loss": loss}
-        return {"loss": torch.stack([loss, *extra.values()]).sum(), "next_item": loss, **extra}
+        return {"loss": added(loss, extra), "next_item": loss, **extra} if extra else {"loss": loss}
 
     def next_item_loss(
         self,
@@ -94,6 +94,11 @@ class SequentialMethod(Method):
             return state.float() @ table.float().T
 
 
+def added(loss: Tensor, extra: Mapping[str, Tensor]) -> Tensor:
+    """() the loss and a backbone's further terms."""
+    return torch.stack([loss, *extra.values()]).sum() if extra else loss
+
+
 class IdMethod(SequentialMethod):
     """An item is one learned vector, tied for input, targets and scores."""
 
@@ -111,10 +116,7 @@ class IdMethod(SequentialMethod):
             raise BallastError(
                 f"model.item_gradient: sparse has no use under loss {config.loss['name']}: it steps all items"
             )
-        self.items = nn.Embedding(data.num_items + 1, config.dim, padding_idx=0)
-        nn.init.normal_(self.items.weight, std=0.02)
-        with torch.no_grad():
-            self.items.weight[0] = 0
+        self.items = small_embedding(data.num_items + 1, config.dim)
         self.items.weight.has_sparse_gradient = config.item_gradient == "sparse"  # type: ignore[attr-defined]
 
     def item_table(self) -> Tensor:

@@ -7,8 +7,9 @@ from typing import Literal
 
 import pandas as pd
 
+from ballast.evaluation.metrics import HEADLINE
 from ballast.params import Params
-from ballast.reporting.results import HEADLINE, Results
+from ballast.reporting.results import Results
 
 Verdict = Literal["holds", "fails", "undecided"]
 REFERENCES = ("popularity", "item-knn")

@@ -15,6 +15,8 @@ from ballast import tuning
 from ballast.errors import BallastError
 from ballast.params import Params
 
+CONDITION = ["condition", "surface", "budget"]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -72,8 +74,11 @@ def check(evidence: Evidence) -> None:
         _check_finite(cell)
     for dataset in evidence.names():
         cells = evidence.of(dataset)
+        # A method without surfaces has met no attack; the one that has met most is compared as well.
+        fullest = max(cells, key=lambda cell: len(_conditions(cell)))
         for cell in cells:
             _check_comparable(cell, cells[0])
+            _check_users("robustness table", cell, fullest)
 
 
 def _check_tuning(evidence: Evidence) -> None:
@@ -118,12 +123,21 @@ def _check_settings(cell: Cell, params: Params) -> None:
                 raise BallastError(
                     f"cell {cell.name}: its {stage} table has {column} {sorted(found)}; {_rerun(stage, cell)}"
                 )
-    kinds = set(cell.robustness["condition"].astype(str))
+    is_history = cell.robustness["surface"].astype(str) == "history"
+    kinds = set(cell.robustness.loc[is_history, "condition"].astype(str))
     if kinds != set(params.robustness.kinds):
         raise BallastError(
             f"cell {cell.name}: its robustness table has the conditions {sorted(kinds)}, params.yaml "
             f"robustness.kinds asks for {sorted(params.robustness.kinds)}; {_rerun('robustness', cell)}"
         )
+    for seed, rows in cell.robustness.groupby("seed"):
+        recorded = cell.robustness_record["seeds"].get(str(seed), {}).get("sizes", {})
+        present = rows[["condition", "surface", "norm", "budget"]].drop_duplicates()
+        if len(present) != len(recorded):
+            raise BallastError(
+                f"cell {cell.name}: its robustness table has {len(present)} conditions for seed {seed}, its "
+                f"record {len(recorded)}; {_rerun('robustness', cell)}"
+            )
 
 
 def _first_difference(found: Any, wanted: Any, key: str = "config") -> str | None:
@@ -189,23 +203,43 @@ def _numbers(tree: Any, key: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _check_comparable(cell: Cell, first: Cell) -> None:
-    """Every seed of every method must have met the same users, targets and noise as the first method."""
-    pairs = [
-        ("ranks", ["user_id", "target_n_train"], cell.ranks, first.ranks),
-        ("robustness table", ["user_id", "condition", "budget"], cell.robustness, first.robustness),
-    ]
-    for where, keys, frame, reference in pairs:
-        wanted = _rows(reference, int(reference["seed"].iloc[0]), keys)
-        for seed in frame["seed"].unique():
-            if not np.array_equal(_rows(frame, int(seed), keys), wanted):
-                raise BallastError(
-                    f"cell {cell.name}: the {where} of seed {seed} is not about the same users and "
-                    f"targets as {first.name}; one of them is stale or incomplete: run `dvc repro`"
-                )
+    """Every seed of every method must have met the users, targets, noise and candidates of the first."""
+    _check_users("ranks", cell, first)
+    _check_users("robustness table", cell, first)
     if cell.robustness_record.get("noise_hashes") != first.robustness_record.get("noise_hashes"):
         raise BallastError(
             f"cell {cell.name}: its corrupted histories are not those that {first.name} met; run `dvc repro`"
         )
+    known = first.evaluate.get("sampled_hashes", {})
+    for protocol, digest in cell.evaluate.get("sampled_hashes", {}).items():
+        if digest != known.get(protocol):
+            raise BallastError(
+                f"cell {cell.name}: its sampled candidates {protocol} are not those that {first.name} met; "
+                "run `dvc repro`"
+            )
+
+
+def _check_users(where: str, cell: Cell, first: Cell) -> None:
+    """All seeds have the users of the other cell's first seed: in the ranks, or in what both withstood."""
+    keys, frame, reference = ["user_id", "target_n_train"], cell.ranks, first.ranks
+    if where == "robustness table":
+        keys = ["user_id", *CONDITION]
+        shared = list(_conditions(cell) & _conditions(first))
+        frame, reference = (
+            table[pd.MultiIndex.from_frame(table[CONDITION]).isin(shared)]
+            for table in (cell.robustness, first.robustness)
+        )
+    wanted = _rows(reference, int(reference["seed"].iloc[0]), keys)
+    for seed in frame["seed"].unique():
+        if not np.array_equal(_rows(frame, int(seed), keys), wanted):
+            raise BallastError(
+                f"cell {cell.name}: the {where} of seed {seed} is not about the same users and "
+                f"targets as {first.name}; one of them is stale or incomplete: run `dvc repro`"
+            )
+
+
+def _conditions(cell: Cell) -> set[tuple[Any, ...]]:
+    return set(cell.robustness[CONDITION].drop_duplicates().itertuples(index=False, name=None))
 
 
 def _rows(frame: pd.DataFrame, seed: int, keys: list[str]) -> NDArray[np.float64]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from ballast.evaluation.metrics import HEADLINE
 from ballast.params import MethodParams, Params
-from ballast.reporting.results import HEADLINE
 from ballast.reporting.tables import Column, Table, number
 
 FACTORS = ("backbone", "loss")

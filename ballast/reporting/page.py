@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ballast.evaluation.metrics import HEADLINE
 from ballast.params import Params
+from ballast.reporting import threats
 from ballast.reporting.claims import Claim, find
 from ballast.reporting.plots import Look
-from ballast.reporting.results import HEADLINE, Results
-from ballast.reporting.study_tables import best_first
-from ballast.reporting.tables import Table
+from ballast.reporting.results import Results
+from ballast.reporting.tables import Table, best_first
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,16 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             [tables["budgets"]],
         ),
         Section(
+            "threats",
+            "Attacks and missing content",
+            "Item vectors and content are changed within a budget, or taken away: what is left of NDCG@10.",
+            ["robustness", "report"],
+            ["robustness.attacks", "robustness.missing", "robustness.attack_users", "report.versus"],
+            [tables[name] for name in ("attacks", "loss_tests", "promotions") if name in tables],
+            [drawing for name, drawing in figures.items() if name.startswith(("threat", "frontier"))],
+            [tables["flags"]] if "flags" in tables else [],
+        ),
+        Section(
             "degeneration",
             "Have the vectors collapsed?",
             "Item vectors and user states at the best checkpoint: how many directions they use.",
@@ -167,6 +178,7 @@ def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answe
             *_baseline(rows, results.pairs, labels, params.report.baseline),
             *_cold(results.popularity[results.popularity["dataset"] == name], labels, claims, name),
             *_robust(results.area[results.area["dataset"] == name], results.cost, labels),
+            *_threatened(results, name, labels),
         ]
         found.append(Answer(block.label, block.is_simulated, sentences))
     return found
@@ -243,6 +255,34 @@ def _robust(area: pd.DataFrame, cost: pd.DataFrame, labels: dict[str, str]) -> l
         f"the smallest ({100 * means.min():.1f} %); not tested."
     )
     return [sentence]
+
+
+def _threatened(results: Results, dataset: str, labels: dict[str, str]) -> list[str]:
+    """Which method to pick for which threat: who has most left at the largest budget of the worst attack."""
+    frame = results.attacks[results.attacks["dataset"] == dataset]
+    frame = frame[frame["condition"].isin(["pgd", threats.PIXELS, threats.MISSING])]
+    warned = set(results.flags.loc[results.flags["dataset"] == dataset, "method"])
+    sentences = []
+    for (condition, surface), rows in frame.groupby(["condition", "surface"], sort=False):
+        worst = rows[rows["budget"] == rows["budget"].max()]
+        if len(worst) < 2:
+            continue
+        most = worst.loc[worst[HEADLINE].idxmax()]
+        kept = worst.dropna(subset="relative")
+        place = f"{threats.threat(str(condition), str(surface))} at budget {worst['budget'].iloc[0]:g}"
+        if not (kept["relative"] >= 0.01).any():
+            sentences.append(f"With {place}, none of {len(worst)} methods keeps 1 % of its NDCG@10.")
+            continue
+        steady = kept.loc[kept["relative"].idxmax()]
+        sentence = (
+            f"With {place}, {labels[most['method']]} has the highest NDCG@10 left of {len(worst)} methods, "
+            f"{most[HEADLINE]:.4f} of {most[f'clean_{HEADLINE}']:.4f} clean; {labels[steady['method']]} "
+            f"keeps the largest share, {100 * steady['relative']:.0f} %"
+        )
+        if most["method"] in warned:
+            sentence += "; the checks warn about attacks on it"
+        sentences.append(sentence + ".")
+    return sentences
 
 
 def _seeds(count: int) -> str:

@@ -20,8 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
-from ballast.evaluation.metrics import POPULARITY_BINS
-from ballast.reporting.results import HEADLINE
+from ballast.evaluation.metrics import HEADLINE, POPULARITY_BINS
 
 # Okabe & Ito (2008) without black and yellow, which vanish on a dark and on a white page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -147,6 +146,57 @@ def robustness(
         axis.set_ylabel("NDCG@10 / clean")
         for side in (axis.xaxis, axis.yaxis):
             side.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        return ends
+
+    return _curves(frame, style, titles, draw)
+
+
+def threat(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """NDCG@10 relative to clean by budget, random directions dotted, a panel a dataset.
+
+    frame: rows of Results.attacks of one surface and norm.
+    """
+    unit = {"l2": "of the mean norm", "linf": "levels of 255", "share": "share of the items"}
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        ends = {}
+        for (method, condition), curve in rows.groupby(["method", "condition"], sort=False):
+            curve = curve.sort_values("budget")
+            x, y = np.concatenate([[0.0], curve["budget"]]), np.concatenate([[1.0], curve["relative"]])
+            if condition == "random":
+                axis.plot(x, y, color=style[str(method)].colour, linestyle=":", linewidth=0.8)
+            else:
+                ends[str(method)] = _draw(axis, x, y, style[str(method)], has_markers=True)
+        axis.set_xticks([0.0, *sorted(rows["budget"].unique())])
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        has_random = (rows["condition"] == "random").any()
+        axis.set_xlabel(
+            f"budget ({unit[str(rows['norm'].iloc[0])]})" + (", dotted: random" if has_random else "")
+        )
+        axis.set_ylabel("NDCG@10 / clean")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        return ends
+
+    return _curves(frame, style, titles, draw)
+
+
+def frontier(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """Accuracy against what is left of it, a panel a dataset: up and right is better.
+
+    frame: dataset, method, clean NDCG@10, `area` and `is_best`: no other method is better in both.
+    """
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        edge = rows[rows["is_best"]].sort_values(HEADLINE)
+        axis.step(edge[HEADLINE], edge["area"], where="pre", color=GREY, linewidth=0.8, linestyle="--")
+        ends = {}
+        for row in rows.to_dict("records"):
+            point = (np.array([row[HEADLINE]]), np.array([row["area"]]))
+            ends[str(row["method"])] = _draw(axis, *point, style[str(row["method"])], has_markers=True)
+        axis.set_xlabel("NDCG@10, clean (dashed: nobody is better in both)")
+        axis.set_ylabel("mean share kept")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axis.margins(0.12, 0.15)
         return ends
 
     return _curves(frame, style, titles, draw)

@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from ballast import tuning
-from ballast.errors import BallastError
 from ballast.evaluation import metrics
+from ballast.evaluation.metrics import HEADLINE
 from ballast.evaluation.sampled import METRICS as SAMPLED
 from ballast.evaluation.statistics import (
     Scores,
@@ -20,12 +20,11 @@ from ballast.evaluation.statistics import (
     percentile_interval,
     seed_interval,
 )
+from ballast.reporting import factorial, threats
 from ballast.reporting.evidence import Cell, Evidence
+from ballast.reporting.threats import KEYS
 
-HEADLINE = "ndcg@10"
 DIVERSITY = ("coverage@10", "mean_popularity@10")
-KEYS = ["dataset", "method"]
-CURVE = ["condition", "surface", "norm", "budget"]
 COLLAPSE = (
     "effective_rank",
     "spectrum_area",
@@ -57,8 +56,10 @@ class Results:
     tests. popularity: by bin of the target's training count. robustness: a row a condition and budget.
     area: a row a condition. training: a row an epoch. cost, datasets: one row each. degeneration: a row a
     method that has item vectors, means over seeds. spectra: a row a singular value. tuning: a row a search.
-    sampled: a row a method and sampled protocol. noise: a row a method that weighs its training sequences
-    where the noise is known, `users` being those with a sequence. Both are means over seeds.
+    crossed: a row a method, in a study that crosses backbones and losses (factorial.py). sampled: a row a
+    method and sampled protocol. noise: a row a method that weighs its training sequences where the noise is
+    known, `users` being those with a sequence. Both are means over seeds. attacks, promotions, loss_tests,
+    flags: see threats.py; empty where no attack is asked for.
     """
 
     seeds: pd.DataFrame
@@ -73,8 +74,13 @@ class Results:
     degeneration: pd.DataFrame
     spectra: pd.DataFrame
     tuning: pd.DataFrame
+    crossed: pd.DataFrame
     sampled: pd.DataFrame
     noise: pd.DataFrame
+    attacks: pd.DataFrame
+    promotions: pd.DataFrame
+    loss_tests: pd.DataFrame
+    flags: pd.DataFrame
 
 
 def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
@@ -85,7 +91,7 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
     intervals, pairs, popularity, robustness = (
         pd.concat(parts, ignore_index=True) for parts in zip(*per_dataset, strict=True)
     )
-    accuracy, area = _accuracy(seeds).merge(intervals, on=KEYS), _area(robustness)
+    accuracy, area = _accuracy(seeds).merge(intervals, on=KEYS), threats.area(robustness, ["condition"])
     return Results(
         seeds=seeds,
         accuracy=accuracy,
@@ -101,8 +107,10 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         degeneration=_degeneration(evidence, accuracy, area),
         spectra=_spectra(evidence),
         tuning=_tuning(evidence),
+        crossed=factorial.combinations(accuracy, evidence.params),
         sampled=_sampled(evidence),
         noise=_noise(evidence),
+        **_threats(evidence, draws, rng),
     )
 
 
@@ -110,6 +118,7 @@ def as_metrics(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     """{dataset: {method: {metric: mean over seeds}}}, 5 decimals; what is undefined is left out."""
     names = [*metrics.METRICS, *DIVERSITY, "tail_hr@10", "tie_share"]
     areas = results.area.set_index(KEYS)
+    attacked = threats.area(results.attacks, ["condition", "surface"])
     table: dict[str, dict[str, dict[str, float]]] = {}
     for row in results.accuracy.to_dict("records"):
         key = (row["dataset"], row["method"])
@@ -117,9 +126,34 @@ def as_metrics(results: Results) -> dict[str, dict[str, dict[str, float]]]:
         if key in areas.index:
             own = areas.loc[[key]]
             values |= {f"robustness_area-{c}": a for c, a in zip(own["condition"], own["area"], strict=True)}
+        own = attacked[(attacked["dataset"] == key[0]) & (attacked["method"] == key[1])]
+        values |= {
+            f"robustness_area-{row['condition']}-{row['surface']}": row["area"]
+            for row in own.to_dict("records")
+        }
         finite = {str(name): round(float(value), 5) for name, value in values.items() if np.isfinite(value)}
         table.setdefault(str(key[0]), {})[str(key[1])] = finite
     return table
+
+
+def _threats(evidence: Evidence, draws: int, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
+    """Frames of what is no corrupted history, by their names in Results."""
+    settings = evidence.params.robustness
+    found: dict[str, list[pd.DataFrame]] = {"attacks": [], "promotions": [], "loss_tests": [], "flags": []}
+    for dataset in evidence.names():
+        cells = evidence.of(dataset)
+        groups = threats.tables(cells, settings)
+        found["attacks"] += [threats.withstood(groups[name], draws, rng) for name in ("attack", "missing")]
+        found["promotions"].append(threats.exposures(groups["promotion"], settings))
+        attacked = groups["attack"]
+        found["loss_tests"].append(
+            threats.loss_tests(attacked, evidence.params, evidence.deterministic, draws, rng)
+        )
+        found["flags"].append(threats.flags(cells))
+    return {
+        name: pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
+        for name, frames in found.items()
+    }
 
 
 def _seed_rows(cell: Cell) -> pd.DataFrame:
@@ -158,7 +192,7 @@ def _dataset_frames(
         intervals,
         _pairs(dataset, scores, bins == 0, draws, rng),
         _popularity(cells, scores, bins, draws, rng),
-        _robustness(cells, draws, rng),
+        threats.withstood(threats.tables(cells, evidence.params.robustness)[threats.HISTORY], draws, rng),
     )
 
 
@@ -214,50 +248,6 @@ def _popularity(
     return frame
 
 
-def _robustness(cells: list[Cell], draws: int, rng: np.random.Generator) -> pd.DataFrame:
-    """NDCG@10 at each budget, and its ratio to NDCG@10 of the same users' clean histories."""
-    frames, noisy, clean = [], [], []
-    for cell in cells:
-        table = cell.robustness.astype(dict.fromkeys((*KEYS, "condition", "surface", "norm"), object))
-        table = table.assign(
-            noisy=metrics.ndcg(table["rank"], 10),
-            clean=metrics.ndcg(table["clean_rank"], 10),
-            budget=table["budget"].astype(np.float64).round(6),
-        ).sort_values([*CURVE, "seed", "user_id"])
-        groups = table.groupby([*KEYS, *CURVE])
-        frame = groups[["clean", "noisy", "size", "truncated", "rbo"]].mean().reset_index()
-        frame["users"] = table["user_id"].nunique()
-        frame["seeds"] = table["seed"].nunique()
-        frames.append(frame)
-        shape = (len(frame), table["seed"].nunique(), -1)
-        noisy.append(table["noisy"].to_numpy().reshape(shape).mean(1))  # (C, U)
-        clean.append(table["clean"].to_numpy().reshape(shape).mean(1))
-    result = pd.concat(frames, ignore_index=True)
-    both = bootstrap_means(np.concatenate([*noisy, *clean]), draws, rng)  # (draws, 2 C)
-    numerator, denominator = np.split(both, 2, axis=1)
-    # A method that ranks no target in its clean top 10 has nothing to lose: its ratio is undefined.
-    ratio = np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
-    result["relative"] = result["noisy"] / result["clean"].where(result["clean"] > 0)
-    result["low"], result["high"] = percentile_interval(ratio)
-    order = {cell.method: index for index, cell in enumerate(cells)}
-    return result.sort_values(
-        ["method", "condition", "budget"],
-        key=lambda column: column.map(order) if column.name == "method" else column,
-    ).rename(columns={"noisy": HEADLINE, "clean": f"clean_{HEADLINE}"})
-
-
-def _area(robustness: pd.DataFrame) -> pd.DataFrame:
-    """Mean height of the relative curve from budget 0 (where it is 1 by definition) to the largest."""
-    rows = []
-    for key, curve in robustness.groupby([*KEYS, "condition"], sort=False):
-        above = curve[curve["budget"] > 0].sort_values("budget")
-        x = np.concatenate([[0.0], above["budget"]])
-        y = np.concatenate([[1.0], above["relative"]])
-        area = float(np.trapezoid(y, x) / x[-1]) if len(x) > 1 else float("nan")
-        rows.append({**dict(zip([*KEYS, "condition"], key, strict=True)), "area": area})
-    return pd.DataFrame(rows, columns=[*KEYS, "condition", "area"])
-
-
 def _training(evidence: Evidence) -> pd.DataFrame:
     rows = [
         {"dataset": cell.dataset, "method": cell.method, "seed": int(seed), **epoch}
@@ -300,18 +290,18 @@ def _cost_row(cell: Cell) -> dict[str, Any]:
 
 def _tuning(evidence: Evidence) -> pd.DataFrame:
     """How many trials each search had, what they cost and what they gained on validation."""
-    rows = [
-        {
+    rows = []
+    for (dataset, method), record in evidence.tuning.items():
+        trials, best = record["trials"], tuning.best(record)
+        rows.append({
             "dataset": dataset,
             "method": method,
-            "trials": len(record["trials"]),
-            "seconds": sum(trial["seconds"] for trial in record["trials"]),
-            "valid_as_written": record["trials"][0]["valid_ndcg@10"],
-            "valid_chosen": tuning.best(record)["valid_ndcg@10"],
-            "chosen": ", ".join(f"{key} {value}" for key, value in tuning.best(record)["change"].items()),
-        }
-        for (dataset, method), record in evidence.tuning.items()
-    ]
+            "trials": len(trials),
+            "seconds": sum(trial["seconds"] for trial in trials),
+            "valid_as_written": trials[0]["valid_ndcg@10"],
+            "valid_chosen": best["valid_ndcg@10"],
+            "chosen": ", ".join(f"{key} {value}" for key, value in best["change"].items()),
+        })  # fmt: skip
     columns = ["dataset", "method", "trials", "seconds", "valid_as_written", "valid_chosen", "chosen"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -350,18 +340,11 @@ def _spectra(evidence: Evidence) -> pd.DataFrame:
 
 
 def _sampled(evidence: Evidence) -> pd.DataFrame:
-    """Sampled metrics of each protocol. Raises BallastError where methods met different candidates."""
+    """Sampled metrics of each protocol."""
     rows = []
-    met: dict[tuple[str, str], tuple[str, str]] = {}  # the candidates' hash, and the first that met them
     for cell in evidence.cells.values():
         seeds = list(cell.evaluate["seeds"].values())
-        for protocol, digest in cell.evaluate.get("sampled_hashes", {}).items():
-            wanted, first = met.setdefault((cell.dataset, protocol), (digest, cell.name))
-            if digest != wanted:
-                raise BallastError(
-                    f"cell {cell.name}: its sampled candidates {protocol} are not those that {first} met; "
-                    "run `dvc repro`"
-                )
+        for protocol in cell.evaluate.get("sampled_hashes", {}):
             records = [seed["sampled"][protocol] for seed in seeds]
             row = {"dataset": cell.dataset, "method": cell.method, "protocol": protocol}
             row |= {"users": seeds[0]["users"], "seeds": len(seeds)}

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ballast.params import Params
-from ballast.reporting import factorial, plots
+from ballast.reporting import plots, threats
 from ballast.reporting.plots import Look
 from ballast.reporting.results import Results, best_so_far
 
@@ -55,6 +55,7 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         caption = f"{mark}NDCG@10 relative to clean histories, by budget of the corruption “{kind}”."
         draw = partial(plots.robustness, kind=kind, style=style, titles=_titles(params, frame))
         figures.append(StudyFigure(f"robustness-{kind}", frame, caption, draw))
+    figures += _threats(results, params, style, mark)
     if len(results.spectra):
         caption = f"{mark}Singular values of the item vectors over the largest, mean over seeds."
         draw = partial(plots.spectra, style=style, titles=titles)
@@ -68,15 +69,38 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         caption = f"{mark}AUC of the weights for telling clean training sequences from noisy ones."
         draw = partial(plots.noise, style=style, titles=_titles(params, frame))
         figures.append(StudyFigure("noise", frame, caption, draw))
-    crossed = factorial.combinations(results.accuracy, params)
-    if len(crossed):
+    if len(results.crossed):
         caption = f"{mark}NDCG@10 of each backbone under each loss, mean over seeds."
-        figures.append(StudyFigure("backbone-loss", crossed, caption, partial(plots.grid, titles=titles)))
+        figures.append(
+            StudyFigure("backbone-loss", results.crossed, caption, partial(plots.grid, titles=titles))
+        )
     if len(results.training):
         caption = f"{mark}Best validation NDCG@10 so far, mean over seeds."
         draw = partial(plots.training, style=style, titles=titles)
         figures.append(StudyFigure("training", best_so_far(results.training), caption, draw))
     return figures
+
+
+def _threats(results: Results, params: Params, style: Mapping[str, Look], mark: str) -> Iterator[StudyFigure]:
+    """Curves under each threat, and who is on the frontier of accuracy and what is kept of it."""
+    frame = results.attacks
+    drawn = frame[frame["condition"].isin([threats.WEAKEST, "pgd", threats.PIXELS, threats.MISSING])]
+    names = [threats.threat(c, s) for c, s in zip(drawn["condition"], drawn["surface"], strict=True)]
+    for name, rows in drawn.groupby(pd.Series(names, index=drawn.index, dtype=object), sort=False):
+        slug = str(name).replace(" ", "-")
+        caption = f"{mark}NDCG@10 relative to clean, by budget: {name}."
+        draw = partial(plots.threat, style=style, titles=_titles(params, rows))
+        yield StudyFigure(f"threat-{slug}", rows, caption, draw)
+        worst = rows[rows["condition"] != threats.WEAKEST]
+        kept = threats.frontier(results.accuracy, threats.area(worst, ["condition"]))
+        caption = f"{mark}NDCG@10 against the share of it that is kept, mean over budgets: {name}."
+        draw = partial(plots.frontier, style=style, titles=_titles(params, kept))
+        yield StudyFigure(f"frontier-{slug}", kept, caption, draw)
+    if len(frame):
+        kept = threats.frontier(results.accuracy, results.area)
+        caption = f"{mark}NDCG@10 against the share of it that is kept under corrupted histories."
+        draw = partial(plots.frontier, style=style, titles=_titles(params, kept))
+        yield StudyFigure("frontier-history", kept, caption, draw)
 
 
 def _base(params: Params, dataset: str) -> str:

@@ -5,13 +5,25 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from ballast.evaluation.metrics import METRICS, POPULARITY_BINS
+from ballast.evaluation.metrics import HEADLINE, METRICS, POPULARITY_BINS
 from ballast.params import Params
-from ballast.reporting import factorial
+from ballast.reporting import factorial, threat_tables
 from ballast.reporting.calibration import calibration
 from ballast.reporting.claims import Claim, as_frame, find
-from ballast.reporting.results import HEADLINE, Results
-from ballast.reporting.tables import NOTHING, Column, Row, Table, interval, number, p_value, text
+from ballast.reporting.results import Results
+from ballast.reporting.tables import (
+    NOTHING,
+    Column,
+    Row,
+    Table,
+    best_first,
+    interval,
+    labelled,
+    number,
+    p_value,
+    percent,
+    text,
+)
 
 
 def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Table]:
@@ -19,15 +31,15 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
     labels = {name: block.label for name, block in params.all_methods().items()}
     headings = dataset_headings(results.accuracy, params)
     sampled = dataset_headings(results.robustness, params)
-    crossed = factorial.combinations(results.accuracy, params)
     tables = [
         calibration(results.accuracy, params),
         accuracy(results, labels, headings),
         cutoffs(results, labels, headings),
-        *([factorial.table(crossed, headings)] if len(crossed) else []),
+        *([factorial.table(results.crossed, headings)] if len(results.crossed) else []),
         tests(results, params, labels),
         popularity(results, labels, headings),
         robustness(results, params, labels, sampled),
+        *threat_tables.build(results, labels, headings),
         budgets(results, sampled),
         degeneration(results, labels, headings),
         *([sampled_protocols(results, labels, headings)] if len(results.sampled) else []),
@@ -51,21 +63,10 @@ def dataset_headings(frame: pd.DataFrame, params: Params) -> dict[str, str]:
     return headings
 
 
-def _method(labels: Mapping[str, str], key: str = "method") -> Callable[[Row], str]:
-    return lambda row: labels[row[key]]
-
-
-def best_first(frame: pd.DataFrame, by: str = HEADLINE) -> pd.DataFrame:
-    """Datasets in their order, the methods of each by falling `by`."""
-    order = {name: index for index, name in enumerate(frame["dataset"].unique())}
-    keys = pd.DataFrame({"dataset": frame["dataset"].map(order), "score": -frame[by]})
-    return frame.loc[keys.sort_values(["dataset", "score"], kind="stable").index].reset_index(drop=True)
-
-
 def accuracy(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
     """Headline metrics with their spread."""
     columns = [
-        Column("Method", _method(labels), is_number=False),
+        Column("Method", labelled(labels), is_number=False),
         Column("NDCG@10", number(HEADLINE), best=HEADLINE),
         Column("95 % interval", interval("low", "high")),
         Column("sd", number(f"{HEADLINE}_sd")),
@@ -76,7 +77,7 @@ def accuracy(results: Results, labels: Mapping[str, str], headings: Mapping[str,
         Column("Tail HR@10", number("tail_hr@10"), best="tail_hr@10"),
         Column("Coverage@10", number("coverage@10", 3), best="coverage@10"),
         Column("Popularity@10", number("mean_popularity@10", 1)),
-        Column("Ties", _percent("tie_share")),
+        Column("Ties", percent("tie_share")),
         Column("Seeds", number("seeds", 0)),
     ]
     note = (
@@ -93,7 +94,7 @@ def cutoffs(results: Results, labels: Mapping[str, str], headings: Mapping[str, 
     """Every metric at every cutoff, both masks."""
     frame = best_first(results.accuracy)[["dataset", "method", *METRICS]]
     names = [name.replace("hr@", "HR@").replace("ndcg@", "NDCG@").replace("mrr", "MRR") for name in METRICS]
-    columns = [Column("Method", _method(labels), is_number=False)]
+    columns = [Column("Method", labelled(labels), is_number=False)]
     columns += [
         Column(label.replace("-", " "), number(name), best=name)
         for label, name in zip(names, METRICS, strict=True)
@@ -114,9 +115,9 @@ def tests(results: Results, params: Params, labels: Mapping[str, str]) -> Table:
                     place = block.label + (" (SIMULATED)" if block.is_simulated else "")
                     shown.append({**test, "block": f"{place}: against {role}, {labels[reference]}"})
     columns = [
-        Column("Method", _method(labels, "method_a"), is_number=False),
+        Column("Method", labelled(labels, "method_a"), is_number=False),
         Column("Difference", lambda row: f"{row['difference']:+.4f}"),
-        Column("Relative", _percent("relative", "+")),
+        Column("Relative", percent("relative", "+")),
         Column("95 % over users", interval("low", "high", spec="+")),
         Column("95 % over seeds", interval("seed_low", "seed_high", spec="+")),
         Column("Adjusted p", p_value("p_holm")),
@@ -141,10 +142,6 @@ def tests(results: Results, params: Params, labels: Mapping[str, str]) -> Table:
     )
 
 
-def _percent(key: str, spec: str = "", digits: int = 1) -> Callable[[Row], str]:
-    return lambda row: NOTHING if np.isnan(row[key]) else f"{100 * row[key]:{spec}.{digits}f} %"
-
-
 def popularity(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
     """NDCG@10 by how often the target was seen in training."""
     shown = results.popularity.pivot(
@@ -158,7 +155,7 @@ def popularity(results: Results, labels: Mapping[str, str], headings: Mapping[st
         for name, heading in headings.items()
         for rows in [counts[counts["dataset"] == name]]
     }
-    columns = [Column("Method", _method(labels), is_number=False)]
+    columns = [Column("Method", labelled(labels), is_number=False)]
     columns += [
         Column(f"{name} (cold)" if name == POPULARITY_BINS[0] else name, number(name), best=name)
         for name in POPULARITY_BINS
@@ -181,7 +178,7 @@ def robustness(
     largest = frame[frame["budget"] == frame.groupby(["dataset", "condition"])["budget"].transform("max")]
     shown = largest[["dataset", "method", "clean_ndcg@10"]].drop_duplicates(["dataset", "method"])
     columns = [
-        Column("Method", _method(labels), is_number=False),
+        Column("Method", labelled(labels), is_number=False),
         Column("Clean NDCG@10", number("clean_ndcg@10"), best="clean_ndcg@10"),
     ]
     for kind in params.robustness.kinds:
@@ -193,7 +190,7 @@ def robustness(
         )
     area = results.area.groupby(["dataset", "method"], sort=False)["area"].mean().rename("area").reset_index()
     shown = _in_order_of(shown.merge(area), best_first(results.accuracy))
-    columns.append(Column("Mean area", _percent("area"), best="area"))
+    columns.append(Column("Mean area", percent("area"), best="area"))
     note = (
         "Share of the clean NDCG@10 that is left at the largest budget, with its 95 % bootstrap interval "
         "over users; mean area: mean height of the curves over budgets and kinds. Same users and same noise "
@@ -221,26 +218,34 @@ def _kept(kind: str) -> Callable[[Row], str]:
 def budgets(results: Results, headings: Mapping[str, str]) -> Table:
     """What each nominal budget came to, mean over methods: only what they can see of it differs."""
     keys = ["dataset", "condition", "surface", "norm", "budget"]
-    frame = results.robustness.groupby(keys, sort=False)[["size", "truncated", "users"]].mean().reset_index()
+    both = pd.concat([frame for frame in (results.robustness, results.attacks) if len(frame)])
+    frame = both.groupby(keys, sort=False)[["size", "truncated", "users"]].mean().reset_index()
+    frame = frame.sort_values("dataset", key=lambda names: names.map(list(headings).index), kind="stable")
     columns = [
-        Column("Corruption", text("condition"), is_number=False),
+        Column("Condition", text("condition"), is_number=False),
         Column("Surface", text("surface"), is_number=False),
-        Column("Budget", _percent("budget", digits=0)),
-        Column("Realised", _percent("size")),
-        Column("Truncated histories", _percent("truncated")),
+        Column("Norm", text("norm"), is_number=False),
+        Column("Budget", _size("budget")),
+        Column("Realised", _size("size")),
+        Column("Truncated histories", percent("truncated")),
         Column("Users", number("users", 0)),
     ]
     return Table("budgets", "Budgets asked for and realised", frame, columns, headings=headings)
 
 
+def _size(key: str) -> Callable[[Row], str]:
+    """Shares as such, other budgets as they are given."""
+    return lambda row: f"{100 * row[key]:.1f} %" if row["norm"] == "share" else f"{row[key]:.3g}"
+
+
 def degeneration(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
     """How far the vectors have collapsed, beside accuracy."""
     columns = [
-        Column("Method", _method(labels), is_number=False),
+        Column("Method", labelled(labels), is_number=False),
         Column("NDCG@10", number(HEADLINE), best=HEADLINE),
         Column("D", number("dim", 0)),
         Column("Effective rank", number("effective_rank", 1)),
-        Column("Rank / D", _percent("rank_share")),
+        Column("Rank / D", percent("rank_share")),
         Column("Spectrum's area", number("spectrum_area", 3)),
         Column("Cosine", number("cosine", 3)),
         Column("Cosine, centred", number("cosine_centred", 3)),
@@ -266,7 +271,7 @@ def sampled_protocols(results: Results, labels: Mapping[str, str], headings: Map
     places = zip(shown["dataset"], shown["protocol"], strict=True)
     shown = shown.assign(block=[f"{headings[name]} · {_protocol(protocol)}" for name, protocol in places])
     names = {"auc": "AUC", "hr@5": "HR@5", "ndcg@5": "NDCG@5", "hr@10": "HR@10", "ndcg@10": "NDCG@10"}
-    columns = [Column("Method", _method(labels), is_number=False)]
+    columns = [Column("Method", labelled(labels), is_number=False)]
     columns += [Column(label, number(name), best=name) for name, label in names.items()]
     note = (
         "The target among negatives outside the user's items, the same for every method and seed; means over "
@@ -285,9 +290,9 @@ def _protocol(name: str) -> str:
 def noise(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
     """Whether weights of training sequences know the noise, or follow taste."""
     columns = [
-        Column("Method", _method(labels), is_number=False),
-        Column("Noise", _percent("noise_share")),
-        Column("Noisy sequences", _percent("noisy_sequence_share")),
+        Column("Method", labelled(labels), is_number=False),
+        Column("Noise", percent("noise_share")),
+        Column("Noisy sequences", percent("noisy_sequence_share")),
         Column("AUC", number("auc", 3), best="auc"),
         Column("sd", number("auc_sd", 3)),
     ]
@@ -323,7 +328,7 @@ def _signed(key: str) -> Callable[[Row], str]:
 def tuning(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
     """How the settings of each row were chosen: the same number of trials for all, on validation."""
     columns = [
-        Column("Method", _method(labels), is_number=False),
+        Column("Method", labelled(labels), is_number=False),
         Column("Trials", number("trials", 0)),
         Column("Seconds", number("seconds", 0)),
         Column("Validation NDCG@10 as written", number("valid_as_written")),
@@ -337,7 +342,7 @@ def tuning(results: Results, labels: Mapping[str, str], headings: Mapping[str, s
 def cost(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
     """What a method costs, mean over seeds."""
     columns = [
-        Column("Method", _method(labels), is_number=False),
+        Column("Method", labelled(labels), is_number=False),
         Column("Training (s)", number("seconds", 1)),
         Column("Epochs", number("epochs", 1)),
         Column("Best epoch", number("best_epoch", 1)),

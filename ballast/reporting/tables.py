@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ballast.evaluation.metrics import HEADLINE
+
 Row = Mapping[str, Any]
 NOTHING = "—"
 
@@ -100,6 +102,23 @@ def number(key: str, digits: int = 4) -> Callable[[Row], str]:
 def text(key: str) -> Callable[[Row], str]:
     """Shows a column as it is."""
     return lambda row: NOTHING if _is_none(row[key]) else str(row[key])
+
+
+def percent(key: str, spec: str = "", digits: int = 1) -> Callable[[Row], str]:
+    """A share as a percentage."""
+    return lambda row: NOTHING if np.isnan(row[key]) else f"{100 * row[key]:{spec}.{digits}f} %"
+
+
+def labelled(labels: Mapping[str, str], key: str = "method") -> Callable[[Row], str]:
+    """The label of the method that the row names."""
+    return lambda row: labels[row[key]]
+
+
+def best_first(frame: pd.DataFrame, by: str = HEADLINE) -> pd.DataFrame:
+    """Datasets in their order, the methods of each by falling `by`."""
+    order = {name: index for index, name in enumerate(frame["dataset"].unique())}
+    keys = pd.DataFrame({"dataset": frame["dataset"].map(order), "score": -frame[by]})
+    return frame.loc[keys.sort_values(["dataset", "score"], kind="stable").index].reset_index(drop=True)
 
 
 def interval(low: str, high: str, digits: int = 4, spec: str = "") -> Callable[[Row], str]:

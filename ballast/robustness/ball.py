@@ -17,11 +17,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ballast.perturbation import Norm as Scope
 from ballast.perturbation import direction, projected, random_direction, sizes
 from ballast.robustness.surface import Surface
 
 Norm = Literal["l2", "linf"]
-Scope = Literal["row", "table"]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from ballast.data.sequences import SequenceStore
 from ballast.evaluation.ranking import Ranking, rank_targets
 from ballast.models.method import Method
 from ballast.reproducibility import generator
-from ballast.robustness.attacks import Attack
+from ballast.robustness.attacks import Attack, Perturbed
 from ballast.robustness.ball import Ball
 from ballast.robustness.checks import Flag, Outcome, check_gradient
 from ballast.robustness.corruption import Corrupted, hashed
@@ -91,7 +91,7 @@ class Subject:
     def attacked(self, attack: Attack, budget: float, seed: int, item: int | None = None) -> Answer:
         """Under an attack at one budget; with `item`, of that item among the users who have not met it."""
         sample = self._sample(item)
-        found = attack.perturb(self.method, sample, budget, _rng(attack, seed))
+        found = self.perturbed(attack, budget, seed, item)
         outcome = Outcome.of(attack.config.name, _group(attack, item), budget, found)
         ranking = self._ranked(found.overrides, item)
         rows = (
@@ -100,6 +100,10 @@ class Subject:
             else np.isin(self.clean.user_ids.cpu().numpy(), sample.user_ids.cpu().numpy())
         )
         return self._answer(ranking, found.size, item=item, rows=rows, outcome=outcome)
+
+    def perturbed(self, attack: Attack, budget: float, seed: int, item: int | None = None) -> Perturbed:
+        """What the attack finds, without a ranking."""
+        return attack.perturb(self.method, self._sample(item), budget, _rng(attack, seed))
 
     def untouched(self, attack: Attack, item: int | None = None) -> Outcome:
         """The attack's gain where it does nothing, which its other outcomes are compared with."""

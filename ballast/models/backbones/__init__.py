@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ballast.data.sequences import Batch
-from ballast.errors import BallastError
 from ballast.models.layers import item_rows
-from ballast.strict import Strict, parse
+from ballast.strict import Strict, parse_named
 
 # The id of an item that is hidden from the backbone; only those that hide items meet it.
 MASK = -1
@@ -87,14 +86,15 @@ def known() -> list[str]:
 
 def configure(settings: dict[str, Any], where: str) -> tuple[type[Backbone], Any]:
     """The class named by `settings["name"]` and its Config; raises BallastError on what it does not know."""
-    name = settings.get("name")
-    if name not in known():
-        raise BallastError(f"{where}: unknown backbone {name!r}; known: {', '.join(known())}")
-    kind: type[Backbone] = importlib.import_module(f"{__name__}.{name}").Encoder
-    return kind, parse(kind.Config, settings, where)
+    return parse_named(settings, known(), _find, "backbone", where)
 
 
 def build(settings: dict[str, Any], dim: int, max_len: int, dropout: float, where: str) -> Backbone:
     """The backbone that the settings describe."""
     kind, config = configure(settings, where)
     return kind(config, dim, max_len, dropout)
+
+
+def _find(name: str) -> type[Backbone]:
+    kind: type[Backbone] = importlib.import_module(f"{__name__}.{name}").Encoder
+    return kind

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ballast.errors import BallastError
 from ballast.models.layers import item_rows
-from ballast.strict import Strict, parse
+from ballast.strict import Strict, parse_named
 
 Score = Callable[[Tensor], Tensor]
 """(M, C) int64 candidates of M positions to their (M, C) scores."""
@@ -138,14 +138,15 @@ def known() -> list[str]:
 
 def configure(settings: dict[str, Any], where: str) -> tuple[type[Loss], Any]:
     """The class named by `settings["name"]` and its Config; raises BallastError on what it does not know."""
-    name = settings.get("name")
-    if name not in known():
-        raise BallastError(f"{where}: unknown loss {name!r}; known: {', '.join(known())}")
-    kind: type[Loss] = importlib.import_module(f"{__name__}.{name}").Objective
-    return kind, parse(kind.Config, settings, where)
+    return parse_named(settings, known(), _find, "loss", where)
 
 
 def build(settings: dict[str, Any], where: str) -> Loss:
     """The loss that the settings describe."""
     kind, config = configure(settings, where)
     return kind(config)
+
+
+def _find(name: str) -> type[Loss]:
+    kind: type[Loss] = importlib.import_module(f"{__name__}.{name}").Objective
+    return kind

@@ -35,6 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ballast.models.layers import small_embedding
 from ballast.models.method import DatasetInfo
 from ballast.models.pairwise import ContentPairwiseMethod, Pairs, Weight, bpr_loss
 from ballast.params import TrainingParams
@@ -72,7 +73,7 @@ class Amr(ContentPairwiseMethod):
 
     def __init__(self, config: Any, data: DatasetInfo) -> None:
         super().__init__(config, data, config.dim)
-        self.items = self._table(data.num_items + 1, config.dim)
+        self.items = small_embedding(data.num_items + 1, config.dim, config.init_scale)
         self.phases = ("base", "adversarial") if config.has_base_phase else ("adversarial",)
         self.register_buffer("warm_left", torch.tensor(config.warm_steps))
 

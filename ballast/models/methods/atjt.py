@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from ballast.data.sequences import Batch, sample_negatives
 from ballast.models.method import DatasetInfo
-from ballast.models.sequential import IdMethod
+from ballast.models.sequential import IdMethod, added
 from ballast.reproducibility import generator
 
 
@@ -63,13 +63,11 @@ class Atjt(IdMethod):
     def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         table = self.item_table()
         view = self.backbone.training_view(batch, rng)
-        extra = sum(
-            self.backbone.extra_losses(batch, table, rng).values(), torch.zeros((), device=table.device)
-        )
+        extra = self.backbone.extra_losses(batch, table, rng)
         if not self.has_noise_model:
             weights = self._fixed_weights(view, table, rng)
             loss = self.next_item_loss(view, table, table, rng, weights)
-            return {"loss": loss + extra, "next_item": loss.detach()}
+            return {"loss": added(loss, extra), "next_item": loss.detach()}
         assert batch.targets is not None
         history, target = batch.history, batch.targets[:, -1]
         # Training positions are weighted by the opinion of the model that never saw the user.
@@ -79,7 +77,7 @@ class Atjt(IdMethod):
         loss = self.next_item_loss(view, table, table, rng, weights)
         noise = self._noise_loss(batch.user_id, history, target, rng)
         return {
-            "loss": loss + extra + self.config.kappa * noise,
+            "loss": added(loss, extra) + self.config.kappa * noise,
             "next_item": loss.detach(),
             "noise": noise.detach(),
             "mean_weight": weights.detach().mean(),
@@ -135,24 +133,10 @@ class Atjt(IdMethod):
         rank = drawn.masked_fill(history == 0, 2.0).argsort(dim=1).argsort(dim=1)
         is_replaced = (rank < self.config.replaced) & (history != 0)
         whole = torch.cat([history, target[:, None]], dim=1)
-        if self.config.replacement == "uniform":
-            others = sample_negatives(
-                (len(history), self.config.replaced), len(self.items.weight) - 1, whole, rng
-            )
-        else:
-            others = self._popular_negatives(whole, rng)
+        shape = (len(history), self.config.replaced)
+        counts = None if self.config.replacement == "uniform" else self.item_counts
+        others = sample_negatives(shape, len(self.items.weight) - 1, whole, rng, counts=counts)
         return torch.where(is_replaced, others.gather(1, rank.clamp(max=self.config.replaced - 1)), history)
-
-    def _popular_negatives(self, exclude: Tensor, rng: torch.Generator) -> Tensor:
-        """(B, replaced) items drawn by their training counts, redrawn while they are in the sequence."""
-        shape = (len(exclude), self.config.replaced)
-        total = shape[0] * shape[1]
-        drawn = torch.multinomial(self.item_counts, total, replacement=True, generator=rng).view(shape)
-        for _ in range(4):
-            hit = (drawn[:, :, None] == exclude[:, None, :]).any(-1)
-            fresh = torch.multinomial(self.item_counts, total, replacement=True, generator=rng).view(shape)
-            drawn = torch.where(hit, fresh, drawn)
-        return drawn
 
     def _fixed_weights(self, view: Batch, table: Tensor, rng: torch.Generator) -> Tensor | None:
         """(B,) weights that no noise model gives; None where all count the same."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from ballast.data.sequences import Batch
 from ballast.errors import BallastError
 from ballast.models.method import DatasetInfo
-from ballast.models.sequential import IdMethod
+from ballast.models.sequential import IdMethod, added
 from ballast.perturbation import direction, projected, random_direction, sizes
 
 Evaluate = Callable[[Tensor], Tensor]
@@ -91,9 +91,7 @@ class AtsRec(IdMethod):
         inputs = table if self.config.perturb == "output" else moved
         outputs = table if self.config.perturb == "input" else moved
         loss = self.next_item_loss(view, inputs, outputs, rng)
-        for part in self.backbone.extra_losses(batch, inputs, rng).values():
-            loss = loss + part
-        return loss
+        return added(loss, self.backbone.extra_losses(batch, inputs, rng))
 
     def _perturbation(self, gradient: Tensor, loss_at: Evaluate, rng: torch.Generator) -> Tensor:
         """(I, D) what the adversary adds, given the gradient on the clean table."""

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from ballast.models.layers import small_embedding
 from ballast.models.method import DatasetInfo
 from ballast.models.pairwise import PairwiseMethod, Weight
 
@@ -29,7 +30,7 @@ class BprMf(PairwiseMethod):
 
     def __init__(self, config: Any, data: DatasetInfo) -> None:
         super().__init__(config, data)
-        self.items = self._table(data.num_items + 1, config.dim)
+        self.items = small_embedding(data.num_items + 1, config.dim, config.init_scale)
 
     def item_table(self, items: Tensor | None = None) -> Tensor:
         return self.items.weight if items is None else self.items.weight.index_select(0, items)

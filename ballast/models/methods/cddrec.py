@@ -54,7 +54,7 @@ from ballast.models import backbones
 from ballast.models.contrast import nt_xent
 from ballast.models.denoiser import Decoder
 from ballast.models.diffusion import Schedule, checked_reverse_steps, noise_of_histories
-from ballast.models.layers import attention_mask, item_rows
+from ballast.models.layers import attention_mask, item_rows, small_embedding
 from ballast.models.method import DatasetInfo, Method
 from ballast.models.views import View, augmented, everywhere, index_in
 
@@ -120,10 +120,7 @@ class Cddrec(Method):
         _check(config)
         self.is_full = config.conditioning == "full"
         self.schedule = Schedule(config.steps, config.beta_first, config.beta_last, config.noise)
-        self.items = nn.Embedding(data.num_items + 1, config.dim, padding_idx=0)
-        nn.init.normal_(self.items.weight, std=0.02)
-        with torch.no_grad():
-            self.items.weight[0] = 0
+        self.items = small_embedding(data.num_items + 1, config.dim)
         has_mask = "mask" in config.augmentations or config.mask_as_negative
         self.mask = nn.Parameter(torch.empty(1 if has_mask else 0, config.dim).normal_(std=0.02))
         self.encoder = backbones.build(

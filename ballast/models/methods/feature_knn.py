@@ -52,11 +52,15 @@ class FeatureKnn(Method):
     def __init__(self, config: Config, data: DatasetInfo) -> None:
         super().__init__(config, data)
         parts, present = [], []
+        self.whitenings: dict[str, whitening.Whitening] = {}
         for modality in config.modalities:
             unknown = torch.zeros(data.num_items + 1, 0), torch.ones(data.num_items + 1, dtype=torch.bool)
             unit, missing = unknown  # a saved state brings its features; see _load_from_state_dict
             if modality in data.features:
-                unit, missing = _unit(data.features[modality], data.missing[modality], config.shrinkage)
+                raw, missing = data.features[modality], data.missing[modality].clone()
+                missing[0] = True
+                self.whitenings[modality] = whitening.fit(raw, missing, config.shrinkage)
+                unit = self.feature_rows(modality, raw).masked_fill(missing[:, None], 0.0)
             parts.append(unit)  # (I, F_m)
             present.append(~missing)
         widths = torch.tensor([part.shape[1] for part in parts])
@@ -64,6 +68,25 @@ class FeatureKnn(Method):
         self.register_buffer("vectors", torch.cat(parts, dim=1))
         self.register_buffer("present", torch.stack(present, dim=1).to(torch.float32))
         self.register_buffer("owner", owner.to(torch.float32))
+
+    @property
+    def surfaces(self) -> dict[str, str]:  # type: ignore[override]
+        """Each modality's columns of the vectors: the width of the features is data."""
+        places = {}
+        for modality, own in zip(self.config.modalities, self.owner, strict=True):
+            columns = own.nonzero()[:, 0].tolist()
+            if columns:
+                places[modality] = f"vectors[{columns[0]}:{columns[-1] + 1}]"
+        return places
+
+    @property
+    def missing_marks(self) -> dict[str, tuple[str, float]]:
+        """What says that an item has a modality, and the value that says it has not."""
+        return {name: (f"present[{k}:{k + 1}]", 0.0) for k, name in enumerate(self.config.modalities)}
+
+    def feature_rows(self, modality: str, vectors: Tensor) -> Tensor:
+        """(N, F) features to the (N, F) unit rows that the method makes of them; differentiable."""
+        return functional.normalize(self.whitenings[modality].apply(vectors), dim=1)
 
     def _load_from_state_dict(self, state_dict, prefix, *rest):  # type: ignore[no-untyped-def]
         # The width of the features is data: a saved state brings its own.
@@ -90,14 +113,6 @@ class FeatureKnn(Method):
         total = (profile * (scale @ self.owner)) @ self.vectors.T  # (B, I)
         shared = ((mass > 0) * weight) @ self.present.T  # (B, I)
         return torch.where(shared > 0, total / shared.clamp(min=1e-30), 0.0)
-
-
-def _unit(raw: Tensor, missing: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
-    """(I, F) features -> whitened, of unit length, and (I,) missing with the padding row marked."""
-    missing = missing.clone()
-    missing[0] = True
-    whitened = whitening.fit(raw, missing, shrinkage).apply(raw, missing)
-    return functional.normalize(whitened, dim=1), missing
 
 
 def _weighted_sum(table: Tensor, history: Tensor, weight: Tensor) -> Tensor:

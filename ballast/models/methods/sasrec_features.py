@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ballast.content import whitening
 from ballast.errors import BallastError
+from ballast.models.layers import small_embedding
 from ballast.models.method import DatasetInfo
 from ballast.models.sequential import SequentialMethod
 
@@ -33,11 +34,10 @@ class SasrecFeatures(SequentialMethod):
         super().__init__(config, data)
         if not (config.modalities or config.has_ids):
             raise BallastError("model.modalities: name at least one, or set has_ids: true")
-        self.items = nn.Embedding(data.num_items + 1, config.dim, padding_idx=0) if config.has_ids else None
-        if self.items is not None:
-            nn.init.normal_(self.items.weight, std=0.02)
-            with torch.no_grad():
-                self.items.weight[0] = 0
+        self.items = small_embedding(data.num_items + 1, config.dim) if config.has_ids else None
+        # Which surfaces there are is the config's choice.
+        ids = {} if self.items is None else {"items": "items.weight"}
+        self.surfaces = ids | {name: f"features_{name}" for name in config.modalities}  # type: ignore[misc]
         self.projections = nn.ModuleDict()
         for modality in config.modalities:
             vectors, missing = data.features[modality], data.missing[modality]

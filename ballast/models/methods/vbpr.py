@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ballast.models.layers import small_embedding
 from ballast.models.method import DatasetInfo
 from ballast.models.pairwise import ContentPairwiseMethod, Count, Pairs, Weight
 
@@ -35,8 +36,8 @@ class Vbpr(ContentPairwiseMethod):
 
     def __init__(self, config: Any, data: DatasetInfo) -> None:
         super().__init__(config, data, config.content_dim)
-        self.items = self._table(data.num_items + 1, config.dim)
-        self.content_users = self._table(data.num_users + 1, config.content_dim)
+        self.items = small_embedding(data.num_items + 1, config.dim, config.init_scale)
+        self.content_users = small_embedding(data.num_users + 1, config.content_dim, config.init_scale)
         self.content_bias = nn.ParameterDict(
             {
                 modality: nn.Parameter(torch.zeros(projection.shape[1]))

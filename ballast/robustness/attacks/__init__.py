@@ -26,7 +26,7 @@ from ballast.robustness.ascent import Found
 from ballast.robustness.ball import Ball, Norm, Scope
 from ballast.robustness.objective import Goal, LossName, Objective, Sample
 from ballast.robustness.surface import Surface, surface
-from ballast.strict import Strict, parse
+from ballast.strict import Strict, parse_named
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,15 @@ class Attack:
         return is_aimed
 
 
+class SingleStep(Attack):
+    """One step to the border of the ball, as far along the gradient as it goes."""
+
+    def search(self, objective: Objective, ball: Ball, rng: torch.Generator) -> Found:
+        gradient = objective.at(torch.zeros_like(objective.surface.values)).gradient
+        assert gradient is not None
+        return Found(ball.projected(ball.steepest(gradient)), float("nan"))
+
+
 _FOLDERS: dict[str, Path] = {}
 
 
@@ -138,11 +147,7 @@ def known() -> list[str]:
 
 def configure(settings: dict[str, Any], where: str) -> tuple[type[Attack], Any]:
     """The attack named by `settings["name"]` and its settings; raises BallastError on an unknown one."""
-    name = settings.get("name")
-    if name not in known():
-        raise BallastError(f"{where}: unknown attack {name!r}; known: {', '.join(known())}")
-    kind = _kind(str(name))
-    return kind, parse(kind.Config, settings, where)
+    return parse_named(settings, known(), _find, "attack", where)
 
 
 def build(settings: dict[str, Any], where: str) -> Attack:
@@ -151,7 +156,7 @@ def build(settings: dict[str, Any], where: str) -> Attack:
     return kind(config)
 
 
-def _kind(name: str) -> type[Attack]:
+def _find(name: str) -> type[Attack]:
     if name not in _FOLDERS:
         kind: type[Attack] = importlib.import_module(f"{__name__}.{name}").Adversary
         return kind
