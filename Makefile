@@ -22,10 +22,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 repro: export OMP_NUM_THREADS ?= 1
 repro: $(VENV)/installed
 ifneq ($(JOBS),1)
-	cd $(STUDY) && dvc repro -s fingerprint
-	cd $(STUDY) && for stage in $(foreach stage,$(CELLS),'$(stage)'); do \
-	  dvc stage list --name-only | grep -E "^($$stage)@" | \
-	    xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done
+	cd $(STUDY) && if dvc repro --dry | grep -q "^Running"; then dvc repro -s fingerprint && \
+	  for stage in $(foreach stage,$(CELLS),'$(stage)'); do dvc stage list --name-only | grep -E "^($$stage)@" | \
+	    xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done; fi
 endif
 	cd $(STUDY) && dvc repro
 	@echo "Open $(STUDY)/reports/index.html"

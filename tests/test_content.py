@@ -368,6 +368,16 @@ def test_neighbour_sheet_shows_only_items_with_both(tmp_path: Path) -> None:
 # Records
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_texts_that_all_say_the_same_are_no_error() -> None:
+    """Numbers of one digit are no terms: nothing is left that tells these apart."""
+    same = [f"thing {place} of a kind" for place in range(9)]
+    found = text.embed_tfidf(text.TfidfSvd(dim=4), same, same)
+    assert not found.missing.any()
+    assert np.isfinite(found.vectors).all()
+    json.dumps(found.record, allow_nan=False)
+
+
 def test_attack_sheet_shows_what_was_added() -> None:
     clean = torch.full((2, 3, 8, 8), 0.5)
     attacked = clean.clone()

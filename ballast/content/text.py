@@ -83,9 +83,11 @@ def embed_tfidf(config: TfidfSvd, texts: Sequence[str], fit_texts: Sequence[str]
     terms = vectorizer.transform(texts)  # (N, V)
     rows = np.flatnonzero(np.diff(terms.indptr))
     features = scattered(svd.transform(terms[rows]).astype(np.float32), rows, len(texts))
+    explained = float(svd.explained_variance_ratio_.sum())
     record = {
         "terms": len(vectorizer.vocabulary_),
-        "explained_variance": round(float(svd.explained_variance_ratio_.sum()), 4),
+        # Texts that all say the same have no variance to explain.
+        "explained_variance": round(explained, 4) if np.isfinite(explained) else None,
         "texts_without_known_terms": sum(map(bool, texts)) - len(rows),
     }
     return Features(features.vectors, features.missing, record=record)
