@@ -495,3 +495,12 @@ def test_one_step_gives_every_parameter_a_gradient(name: str, toy_info: DatasetI
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
         assert parameter.grad.any(), key
+
+
+def test_features_that_are_all_the_same_are_no_error(toy_info: DatasetInfo) -> None:
+    """A catalogue whose texts say nothing: whitened, they are all zero, and items are told by their ids."""
+    constant = torch.ones_like(toy_info.features["text"])
+    data = dataclasses.replace(toy_info, features={**toy_info.features, "text": constant})
+    settings = registry.configure("sasrec_features", {"modalities": ["text"], "dim": 8, "max_len": 8}, "m")
+    model = registry.build("sasrec_features", settings, data)
+    assert bool(model.item_table().isfinite().all())

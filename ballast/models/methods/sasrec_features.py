@@ -43,7 +43,7 @@ class SasrecFeatures(SequentialMethod):
             vectors, missing = data.features[modality], data.missing[modality]
             whitened = whitening.fit(vectors, missing).apply(vectors, missing)  # (I, F), missing rows zero
             # Unit rows on average, so that the projection starts as small as the ids do.
-            scale = whitened.norm(dim=1)[~missing].mean() if bool((~missing).any()) else 1.0
+            scale = whitened.norm(dim=1)[~missing].mean() if bool(whitened.any()) else 1.0
             self.register_buffer(f"features_{modality}", whitened / scale)
             projection = nn.Linear(whitened.shape[1], config.dim, bias=False)
             nn.init.normal_(projection.weight, std=0.02)
