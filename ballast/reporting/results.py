@@ -87,7 +87,11 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
     """All frames of a checked study."""
     seeds = pd.concat([_seed_rows(cell) for cell in evidence.cells.values()], ignore_index=True)
     draws = evidence.params.report.bootstrap_draws
-    per_dataset = [_dataset_frames(evidence, dataset, draws, rng) for dataset in evidence.names()]
+    settings = evidence.params.robustness
+    groups = {name: threats.tables(evidence.of(name), settings) for name in evidence.names()}
+    per_dataset = [
+        _dataset_frames(evidence, name, groups[name][threats.HISTORY], draws, rng) for name in groups
+    ]
     intervals, pairs, popularity, robustness = (
         pd.concat(parts, ignore_index=True) for parts in zip(*per_dataset, strict=True)
     )
@@ -110,7 +114,7 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         crossed=factorial.combinations(accuracy, evidence.params),
         sampled=_sampled(evidence),
         noise=_noise(evidence),
-        **_threats(evidence, draws, rng),
+        **_threats(evidence, groups, draws, rng),
     )
 
 
@@ -136,20 +140,21 @@ def as_metrics(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     return table
 
 
-def _threats(evidence: Evidence, draws: int, rng: np.random.Generator) -> dict[str, pd.DataFrame]:
-    """Frames of what is no corrupted history, by their names in Results."""
-    settings = evidence.params.robustness
+def _threats(
+    evidence: Evidence,
+    groups: dict[str, dict[str, dict[str, pd.DataFrame]]],
+    draws: int,
+    rng: np.random.Generator,
+) -> dict[str, pd.DataFrame]:
+    """Frames of what is no corrupted history, by their names in Results; groups: of each dataset."""
     found: dict[str, list[pd.DataFrame]] = {"attacks": [], "promotions": [], "loss_tests": [], "flags": []}
-    for dataset in evidence.names():
-        cells = evidence.of(dataset)
-        groups = threats.tables(cells, settings)
-        found["attacks"] += [threats.withstood(groups[name], draws, rng) for name in ("attack", "missing")]
-        found["promotions"].append(threats.exposures(groups["promotion"], settings))
-        attacked = groups["attack"]
+    for dataset, own in groups.items():
+        found["attacks"] += [threats.withstood(own[name], draws, rng) for name in ("attack", "missing")]
+        found["promotions"].append(threats.exposures(own["promotion"], evidence.params.robustness))
         found["loss_tests"].append(
-            threats.loss_tests(attacked, evidence.params, evidence.deterministic, draws, rng)
+            threats.loss_tests(own["attack"], evidence.params, evidence.deterministic, draws, rng)
         )
-        found["flags"].append(threats.flags(cells))
+        found["flags"].append(threats.flags(evidence.of(dataset)))
     return {
         name: pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
         for name, frames in found.items()
@@ -176,7 +181,11 @@ def _accuracy(seeds: pd.DataFrame) -> pd.DataFrame:
 
 
 def _dataset_frames(
-    evidence: Evidence, dataset: str, draws: int, rng: np.random.Generator
+    evidence: Evidence,
+    dataset: str,
+    histories: dict[str, pd.DataFrame],
+    draws: int,
+    rng: np.random.Generator,
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     cells = evidence.of(dataset)
     ordered = {cell.method: cell.ranks.sort_values(["seed", "user_id"]) for cell in cells}
@@ -192,7 +201,7 @@ def _dataset_frames(
         intervals,
         _pairs(dataset, scores, bins == 0, draws, rng),
         _popularity(cells, scores, bins, draws, rng),
-        threats.withstood(threats.tables(cells, evidence.params.robustness)[threats.HISTORY], draws, rng),
+        threats.withstood(histories, draws, rng),
     )
 
 
