@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(abspath $(VENV)/bin)
 export PATH := $(BIN):$(PATH)
 STUDY := .
-CELLS := fetch preprocess features pool pretrain tune|tune_content train|train_content|adapt \
+CELLS := fetch preprocess fitted features pool pretrain tune|tune_content train|train_content|adapt \
   evaluate[a-z_]* robustness[a-z_]*
 
 .PHONY: repro study test lint bench clean lock
@@ -23,7 +23,7 @@ repro: export OMP_NUM_THREADS ?= 1
 repro: $(VENV)/installed
 ifneq ($(JOBS),1)
 	cd $(STUDY) && if dvc repro --dry | grep -q "^Running"; then dvc repro -s fingerprint && \
-	  for stage in $(foreach stage,$(CELLS),'$(stage)'); do dvc stage list --name-only | grep -E "^($$stage)@" | \
+	  for stage in $(foreach stage,$(CELLS),'$(stage)'); do dvc stage list --name-only | grep -E "^($$stage)(@|$$)" | \
 	    xargs -P $(JOBS) -I{} dvc --wait-for-lock repro -s {} || exit 1; done; fi
 endif
 	cd $(STUDY) && dvc repro

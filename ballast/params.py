@@ -133,24 +133,52 @@ class TrainingParams(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodParams(Strict):
-    """One row of the study: `method` names a file in ballast/models/methods, `model` is its Config.
-
-    `pool` is for transfer methods: the pooled source domains it is pre-trained on.
-    """
+class TrainedParams(Strict):
+    """What is trained: `method` names a file in ballast/models/methods, `model` is its Config."""
 
     label: str
     method: str
     model: dict[str, Any] = field(default_factory=dict)
     training: TrainingParams = field(default_factory=TrainingParams)
-    pool: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodParams(TrainedParams):
+    """One row of the study.
+
+    `start` is for transfer methods: the entry of `transfer.pretraining` whose state it starts from.
+    """
+
+    start: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingParams(TrainedParams):
+    """A state that transfer methods may start from: a method trained on the pooled domains of `pool`."""
+
+    pool: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolParams(Strict):
+    """Source domains shuffled together.
+
+    Users of a target domain may be among those of the sources: `without_users_of` names datasets whose users
+    are left out. `is_shuffled` puts every user's training items in random order, a control: what a state
+    pre-trained on such a pool brings along cannot be what follows what.
+    """
+
+    sources: list[str]
+    without_users_of: list[str] = field(default_factory=list)
+    is_shuffled: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferParams(Strict):
-    """Pools of source domains for pre-training (pool name to datasets), and the targets adapted to."""
+    """Pools of source domains, what is pre-trained on them, and the targets that are adapted to."""
 
-    pools: dict[str, list[str]] = field(default_factory=dict)
+    pools: dict[str, PoolParams] = field(default_factory=dict)
+    pretraining: dict[str, PretrainingParams] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
 
 
@@ -224,6 +252,14 @@ class RobustnessParams(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClaimParams(Strict):
+    """A claim, tested on every dataset: it holds where the first of each pair is better than the second."""
+
+    text: str
+    pairs: Annotated[list[tuple[str, str]], Field(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportParams(Strict):
     """Resampling for intervals and tests, and the published numbers to compare with."""
 
@@ -232,6 +268,9 @@ class ReportParams(Strict):
     baseline: str = "sasrec"
     versus: list[tuple[str, str]] = field(default_factory=list)
     """Pairs of methods whose losses under attack are tested against each other: declared, not picked."""
+    scratch: dict[str, str] = field(default_factory=dict)
+    """Adapted methods, each with the same method without pre-training: their difference is the transfer."""
+    claims: list[ClaimParams] = field(default_factory=list)
     calibration: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -292,7 +331,7 @@ def changed(base: MethodParams, change: Mapping[str, Any], where: str) -> Method
         "method": base.method,
         "model": base.model,
         "training": vars(base.training),
-        "pool": base.pool,
+        "start": base.start,
     }
     return parse(MethodParams, _merged(block, change), where)
 
@@ -350,7 +389,11 @@ def _check(params: Params) -> None:
     for key, names in [
         ("targets", params.targets),
         ("content_datasets", params.content_datasets),
-        *((f"transfer.pools.{pool}", sources) for pool, sources in params.transfer.pools.items()),
+        *((f"transfer.pools.{name}.sources", pool.sources) for name, pool in params.transfer.pools.items()),
+        *(
+            (f"transfer.pools.{name}.without_users_of", pool.without_users_of)
+            for name, pool in params.transfer.pools.items()
+        ),
         ("transfer.targets", params.transfer.targets),
         ("tuning.datasets", params.tuning.datasets),
     ]:
@@ -383,22 +426,42 @@ def _check(params: Params) -> None:
                 raise BallastError(f"params.yaml: cells.{place}.{method}: unknown method")
     for place, method in params.grid():
         params.cell(place, method)
-    for name, method_params in params.transfer_methods.items():
-        if method_params.pool not in params.transfer.pools:
-            raise BallastError(
-                f"params.yaml: transfer_methods.{name}.pool: unknown pool {method_params.pool!r}; "
-                f"known: {', '.join(params.transfer.pools)}"
-            )
-    for method in (name for pair in params.report.versus for name in pair):
-        if method not in params.all_methods():
-            known_methods = ", ".join(params.all_methods())
-            raise BallastError(
-                f"params.yaml: report.versus: unknown method '{method}'; known: {known_methods}"
-            )
+    _check_transfer(params)
+    named = {
+        "versus": params.report.versus,
+        "scratch": params.report.scratch.items(),
+        "claims": [pair for claim in params.report.claims for pair in claim.pairs],
+    }
+    for key, pairs in named.items():
+        for method in (name for pair in pairs for name in pair):
+            if method not in params.all_methods():
+                known_methods = ", ".join(params.all_methods())
+                raise BallastError(
+                    f"params.yaml: report.{key}: unknown method '{method}'; known: {known_methods}"
+                )
     _check_tuning(params)
     for budget in params.robustness.budgets:
         if not (math.isfinite(budget) and 0 <= budget <= 1):
             raise BallastError(f"params.yaml: robustness.budgets: {budget} is not a share between 0 and 1")
+
+
+def _check_transfer(params: Params) -> None:
+    transfer = params.transfer
+    for name, pool in transfer.pools.items():
+        if not pool.sources:
+            raise BallastError(f"params.yaml: transfer.pools.{name}.sources: name at least one dataset")
+    for name, pretraining in transfer.pretraining.items():
+        if pretraining.pool not in transfer.pools:
+            raise BallastError(
+                f"params.yaml: transfer.pretraining.{name}.pool: unknown pool '{pretraining.pool}'; "
+                f"known: {', '.join(transfer.pools)}"
+            )
+    for name, method in params.transfer_methods.items():
+        if method.start not in transfer.pretraining:
+            raise BallastError(
+                f"params.yaml: transfer_methods.{name}.start: unknown pre-training {method.start!r}; "
+                f"known: {', '.join(transfer.pretraining)}"
+            )
 
 
 def _check_tuning(params: Params) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import study
 import torch
 import typer
+from filelock import FileLock
 
 from ballast.content import image, price, text
 from ballast.content.contrast import Contrastive, train_encoder
@@ -101,7 +102,10 @@ def _embed_pictures(
     pictures = hashlib.sha256(pixels.numpy().tobytes()).hexdigest()
     key = config_hash(asdict(config), pictures, code, environment())
     checkpoint = study.SCRATCH / "features" / f"image-encoder-{key}.ckpt"
-    encoder, history = train_encoder(config, pixels, device(), checkpoint)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    # Datasets that share an encoder wait for the first of them.
+    with FileLock(checkpoint.with_suffix(".lock")):
+        encoder, history = train_encoder(config, pixels, device(), checkpoint)
     encoder.save(folder / "encoder.safetensors")
     if fit_on == [dataset]:  # else the next dataset takes the finished encoder from there
         checkpoint.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 stages/study.py, which says where things lie, is left out: it changes no result.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import study
 
 from ballast.errors import BallastError
 from ballast.models import backbones, losses, registry
-from ballast.params import Params
+from ballast.params import Params, TrainedParams
 from ballast.provenance import fingerprint
 from ballast.robustness import attacks
 
@@ -22,6 +22,7 @@ OUTPUT = Path("reports/code.json")
 FOUND_BY_NAME = {
     "fetch": ["ballast.data.simulated.*"],
     "preprocess": ["ballast.data.readers.*"],
+    "fitted": ["ballast.content.*"],
     "features": ["ballast.content.*"],
     "report": ["ballast/reporting/templates/page.html.j2"],
 }
@@ -29,8 +30,8 @@ PARTS: dict[str, Callable[[dict[str, Any], str], tuple[type, Any]]] = {
     "backbone": backbones.configure,
     "loss": losses.configure,
 }
-STAGES = ("fetch", "preprocess", "features", "pool", "report")
-CELL_STAGES = ("pretrain", "tune", "train", "evaluate", "robustness")
+STAGES = ("fetch", "preprocess", "fitted", "features", "pool", "report")
+CELL_STAGES = ("tune", "train", "evaluate", "robustness")
 
 
 def main() -> None:
@@ -39,28 +40,38 @@ def main() -> None:
     code: dict[str, object] = {
         stage: fingerprint(ROOT, [f"stages.{stage}", *FOUND_BY_NAME.get(stage, [])]) for stage in STAGES
     }
+    code["pretrain"] = {
+        name: fingerprint(ROOT, ["stages.pretrain", *_modules({f"transfer.pretraining.{name}": block})])
+        for name, block in params.transfer.pretraining.items()
+    }
     for stage in CELL_STAGES:
         code[stage] = {
-            name: fingerprint(ROOT, [f"stages.{stage}", *_modules(params, name, stage)])
+            name: fingerprint(ROOT, [f"stages.{stage}", *_cell_modules(params, name, stage)])
             for name in params.all_methods()
         }
     study.write_json(OUTPUT, code)
 
 
-def _modules(params: Params, method: str, stage: str) -> list[str]:
-    """The files that a method's block, and what its cells change, name: its own, its backbone's, its loss's.
-
-    Every block is checked on the way: a mistyped setting ends the run before anything is trained.
-    """
+def _cell_modules(params: Params, method: str, stage: str) -> list[str]:
+    """The files that a method's block, and what its cells change, name."""
     blocks = {f"methods.{method}": params.all_methods()[method]}
-    if stage not in ("pretrain", "tune"):
+    if stage != "tune":
         cells = [dataset for dataset, name in params.grid() if name == method]
         blocks |= {f"cells.{dataset}.{method}": params.cell(dataset, method) for dataset in cells}
-    names = {"ballast.params:MethodParams", "ballast.params:changed"}
+    found = set()
     if stage == "robustness":
         for name, attack in params.robustness.attacks.items():
             where = f"params.yaml: robustness.attacks.{name}.attack"
-            names.add(attacks.configure({**attack.attack, "surface": "any"}, where)[0].__module__)
+            found.add(attacks.configure({**attack.attack, "surface": "any"}, where)[0].__module__)
+    return sorted({*found, *_modules(blocks)})
+
+
+def _modules(blocks: Mapping[str, TrainedParams]) -> list[str]:
+    """The files that blocks, given with their places in params.yaml, name: methods, backbones and losses.
+
+    Every block is checked on the way: a mistyped setting ends the run before anything is trained.
+    """
+    names = {"ballast.params:MethodParams", "ballast.params:changed"}
     for where, block in blocks.items():
         names.add(f"ballast.models.methods.{block.method}")
         if block.method not in registry.known_methods():

@@ -18,7 +18,7 @@ from ballast.data.sequences import SequenceStore
 from ballast.errors import BallastError
 from ballast.models import registry
 from ballast.models.method import DatasetInfo, Method
-from ballast.params import MethodParams, Params
+from ballast.params import Params, TrainedParams
 from ballast.reproducibility import device, seed_dropout
 
 
@@ -93,12 +93,12 @@ def code(stage: str, method: str) -> str:
     return str(json.loads(path.read_text())[stage].get(method, ""))
 
 
-def config(cell: MethodParams, where: str) -> Any:
+def config(cell: TrainedParams, where: str) -> Any:
     """The Config of the cell's method; raises BallastError naming the key of the first problem."""
     return registry.configure(cell.method, cell.model, f"{where}.model")
 
 
-def fresh(cell: MethodParams, chosen: Any, info: DatasetInfo, seed: int) -> Method:
+def fresh(cell: TrainedParams, chosen: Any, info: DatasetInfo, seed: int) -> Method:
     """An untrained method whose initial weights depend on the seed alone."""
     seed_dropout(seed, "initial weights")
     return registry.build(cell.method, chosen, info).to(device())

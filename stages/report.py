@@ -14,7 +14,7 @@ from ballast.data import schemas
 from ballast.errors import BallastError
 from ballast.models import registry
 from ballast.params import Params
-from ballast.reporting import page, plots, results, study_figures, study_tables, tables
+from ballast.reporting import page, plots, results, study_figures, study_tables, tables, transfer
 from ballast.reporting.claims import default_claims
 from ballast.reporting.evidence import Cell, Evidence, check
 from ballast.reproducibility import atomic_path, numpy_generator, output_lock
@@ -31,6 +31,8 @@ def main() -> None:
         found = results.compute(evidence, numpy_generator(params.report.seed, "bootstrap"))
         claims = default_claims(found, params)
         printed = study_tables.build(found, params, claims)
+        if evidence.pretraining:
+            printed["pretraining"] = transfer.cost(evidence, params)
         labels = {name: block.label for name, block in params.all_methods().items()}
         style = plots.looks(labels, evidence.deterministic)
         drawings = _write_figures(found, params, style)
@@ -53,6 +55,7 @@ def _read(params: Params) -> Evidence:
         cells={(d, m): _read_cell(d, m) for d, m in params.grid()},
         datasets={d: _json(REPORTS / "cells/preprocess" / f"{d}.json", d) for d, _ in params.grid()},
         deterministic=frozenset(name for name, stepped in is_stepped.items() if not stepped),
+        pretraining={name: _json(study.pretraining_cell(name), name) for name in params.transfer.pretraining},
         tuning={(d, m): _json(study.cell("tune", d, m), f"{d}--{m}") for d, m in params.tuned()},
     )
 

@@ -53,8 +53,12 @@ def pooled(pool: str) -> Path:
     return Path("data/pooled") / pool
 
 
-def pretrained(method: str) -> Path:
-    return Path("data/pretrained") / method
+def pretraining_cell(name: str) -> Path:
+    return Path("reports/cells/pretrain") / f"{name}.json"
+
+
+def pretrained(name: str) -> Path:
+    return Path("data/pretrained") / name
 
 
 def model(dataset: str, method: str) -> Path:

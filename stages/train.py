@@ -151,7 +151,9 @@ def _count(
 
 def _pretrained(params: Params, method: str) -> Path | None:
     """The state that a transfer method starts from; None for the others."""
-    return study.pretrained(method) / "state.safetensors" if method in params.transfer_methods else None
+    if method not in params.transfer_methods:
+        return None
+    return study.pretrained(str(params.transfer_methods[method].start)) / "state.safetensors"
 
 
 def _run_key(cell: MethodParams, dataset: str, method: str, data: str, source: Path | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import features
+import fitted
 import numpy as np
 import pandas as pd
 import pytest
@@ -518,6 +519,26 @@ def test_stage_shares_one_space_between_datasets(shop: Path) -> None:
         assert np.allclose(vectors[0][:3], vectors[1], atol=1e-5), modality
     weights = [shop / f"data/features/{dataset}/image/encoder.safetensors" for dataset in ("d", "e")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_what_an_encoder_is_fitted_on_is_a_dependency(shop: Path) -> None:
+    params = yaml.safe_load((shop / "params.yaml").read_text())
+    params["features"]["text"]["fit_on"] = params["features"]["image"]["fit_on"] = ["d"]
+    (shop / "params.yaml").write_text(yaml.safe_dump(params))
+
+    def digests() -> dict[str, str]:
+        fitted.main()
+        return dict(json.loads((shop / "reports/fitted.json").read_text()))
+
+    before = digests()
+    assert before["price"] == ""
+    assert digests() == before
+    picture = next((shop / "data/raw/d/images").iterdir())
+    picture.write_bytes(picture.read_bytes() + b" ")
+    assert {name for name, digest in digests().items() if digest != before[name]} == {"image"}
+    items = schemas.read("items", shop / "data/prepared/d/items.parquet")
+    schemas.write("items", items.assign(title="red"), shop / "data/prepared/d/items.parquet")
+    assert {name for name, digest in digests().items() if digest != before[name]} == {"text", "image"}
 
 
 @pytest.mark.parametrize(

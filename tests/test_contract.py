@@ -62,6 +62,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "ss": {"name": "sampled_softmax", "negatives": 16},
     "bce": {"name": "bce", "negatives": 2},
     "gbce": {"name": "gbce", "negatives": 8, "t": 0.5},
+    "in-batch": {"name": "in_batch"},
 }
 BACKBONES: dict[str, dict[str, Any]] = {
     "sasrec": {"name": "sasrec", "layers": 2, "heads": 2},
@@ -144,6 +145,23 @@ EXAMPLES = {
     "cddrec-t1": Example("cddrec", {**DIFFUSION, "steps": 1, "noise": False}),
     "diffurec": sequential(CE, method="diffurec", steps=4, delta=0.01, reverse_steps=2, draws=2, draw_seed=1),
     "sasrec-features-bce": sequential({"name": "bce"}, method="sasrec_features", modalities=["image"]),
+    "fdsa": sequential(CE, method="fdsa", modalities=["text", "image", "price"]),
+    "fdsa-text": sequential(LOSSES["bce"], BACKBONES["gru4rec"], "fdsa", modalities=["text"]),
+    "s3rec": sequential(CE, method="s3rec", modalities=["text", "price"], attributes=4, mask_rate=0.3),
+    "ant": sequential(CE, method="ant", experts=3, temperature=0.2, initialisation="default"),
+    "ant-pretraining": sequential(
+        LOSSES["in-batch"], method="ant", experts=2, alignment=0.1, product=0.5, temperature=0.2
+    ),
+    "ant-relearned": sequential(CE, method="ant", modalities=["image"], is_encoder_frozen=True),
+    "ant-transductive": sequential(
+        CE, method="ant", modalities=["text", "image"], has_ids=True, carries_items=True, temperature=0.2
+    ),
+    "unisrec": sequential(CE, method="unisrec", temperature=0.2),
+    "unisrec-pretraining": sequential(LOSSES["in-batch"], method="unisrec", contrast=0.1, drop=0.4),
+    "vqrec": sequential(CE, method="vqrec", groups=4, codes=8, is_realigned=True, temperature=0.2),
+    "vqrec-pretraining": sequential(
+        LOSSES["in-batch"], method="vqrec", modalities=["image", "price"], groups=2, codes=50, synthetic=0.5
+    ),
     "bpr-mf": pairwise("bpr_mf", has_bias=False),
     "vbpr": pairwise("vbpr", content_dim=4, modalities=["image", "price"]),
     "duif": pairwise("duif", modalities=["text", "image", "price"], is_whitened=True),
@@ -192,7 +210,9 @@ def trained(name: str, info: DatasetInfo, seed: int = 0, epochs: int = 2) -> Met
     store = make_store(walk(60))
     if method.is_trained_by_steps:
         params = TrainingParams(batch_size=16, learning_rate=3e-3, max_epochs=epochs)
-        fit(method, store, Validation(*held_out()), params, seed)
+        for phase in method.phases:
+            method.enter(phase)
+            fit(method, store, Validation(*held_out()), params, seed)
     else:
         method.fit_sequences(store.items, store.offsets)
     return method.eval()
@@ -493,6 +513,9 @@ def test_one_step_gives_every_parameter_a_gradient(name: str, toy_info: DatasetI
     parts["loss"].backward()
     assert all(part.numel() == 1 for part in parts.values())
     for key, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # frozen, or trained in another phase
+            assert parameter.grad is None, key
+            continue
         assert parameter.grad is not None, key
         assert torch.isfinite(parameter.grad).all(), key
         assert parameter.grad.any(), key

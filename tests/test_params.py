@@ -40,8 +40,12 @@ methods:
 content_methods:
   features: {<<: *sasrec, label: Features, method: sasrec_features}
 transfer_methods:
-  transfer: {<<: *sasrec, label: Transfer, method: sasrec_features, pool: sources}
-transfer: {pools: {sources: [market]}, targets: [shop]}
+  transfer: {<<: *sasrec, label: Transfer, method: sasrec_features, start: shared}
+transfer:
+  pools: {sources: {sources: [market]}}
+  pretraining:
+    shared: {<<: *sasrec, label: Shared, method: sasrec_features, pool: sources}
+  targets: [shop]
 tuning:
   trials: 3
   datasets: {shop: {model: {max_len: 20}}}
@@ -248,15 +252,31 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "source domain": (
         "{sources: [market]}", "{sources: [mall]}",
-        "params.yaml: transfer.pools.sources: unknown dataset 'mall'; known: market, shop",
+        "params.yaml: transfer.pools.sources.sources: unknown dataset 'mall'; known: market, shop",
     ),
     "transfer target": (
-        "targets: [shop]}", "targets: [mall]}",
+        "  targets: [shop]", "  targets: [mall]",
         "params.yaml: transfer.targets: unknown dataset 'mall'; known: market, shop",
     ),
     "pool": (
         "pool: sources", "pool: source",
-        "params.yaml: transfer_methods.transfer.pool: unknown pool 'source'; known: sources",
+        "params.yaml: transfer.pretraining.shared.pool: unknown pool 'source'; known: sources",
+    ),
+    "pre-training": (
+        "start: shared", "start: share",
+        "params.yaml: transfer_methods.transfer.start: unknown pre-training 'share'; known: shared",
+    ),
+    "no pre-training": (
+        ", start: shared", "",
+        "params.yaml: transfer_methods.transfer.start: unknown pre-training None; known: shared",
+    ),
+    "a pool of nothing": (
+        "{sources: [market]}", "{sources: []}",
+        "params.yaml: transfer.pools.sources.sources: name at least one dataset",
+    ),
+    "people of nowhere": (
+        "{sources: [market]}", "{sources: [market], without_users_of: [mall]}",
+        "params.yaml: transfer.pools.sources.without_users_of: unknown dataset 'mall'; known: market, shop",
     ),
     "dataset of a cell": (
         "cells:\n  shop:", "cells:\n  mall: {sasrec: {}}\n  shop:",
@@ -268,7 +288,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "an id twice": (
         "transfer_methods:\n",
-        "transfer_methods:\n  features: {label: F, method: popularity, pool: sources}\n",
+        "transfer_methods:\n  features: {label: F, method: popularity, start: shared}\n",
         "params.yaml: transfer_methods.features: the id is taken by content_methods.features",
     ),
     "method of a cell": (

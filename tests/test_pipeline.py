@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fingerprint
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -84,12 +85,24 @@ PARAMS: dict[str, Any] = {
         "transfer": {
             "label": "Transfer",
             "method": "sasrec_features",
-            "pool": "sources",
+            "start": "shared",
             "model": {**SEQUENCE, "modalities": ["text"], "loss": {"name": "cross_entropy"}},
             "training": {**TRAINING, "max_epochs": 2},
         }
     },
-    "transfer": {"pools": {"sources": ["mall"]}, "targets": ["shop"]},
+    "transfer": {
+        "pools": {"sources": {"sources": ["mall"]}},
+        "pretraining": {
+            "shared": {
+                "label": "Shared",
+                "method": "sasrec_features",
+                "pool": "sources",
+                "model": {**SEQUENCE, "modalities": ["text"], "loss": {"name": "cross_entropy"}},
+                "training": {**TRAINING, "max_epochs": 2},
+            }
+        },
+        "targets": ["shop"],
+    },
     "tuning": {
         "datasets": {},
         "methods": [],
@@ -104,7 +117,7 @@ PARAMS: dict[str, Any] = {
     },
     "evaluation": {"topk": 10},
     "robustness": ROBUSTNESS,
-    "report": {"bootstrap_draws": 50},
+    "report": {"bootstrap_draws": 50, "scratch": {"transfer": "sasrec"}},
 }
 METHODS = tuple(PARAMS["cells"]["shop"])
 SUFFIX = {"feature-knn": "_content", "transfer": "_adapted"}
@@ -230,7 +243,7 @@ def cells_of(*methods: str) -> set[str]:
 
 
 EVERY_STAGE = {
-    "fingerprint", "report", "pool@sources", "pretrain@transfer",
+    "fingerprint", "fitted", "report", "pool@sources", "pretrain@shared",
     *(f"{name}@{place}" for name in ("fetch", "preprocess") for place in ("shop", "mall")),
     *(f"features@{place}-{modality}" for place in ("shop", "mall") for modality in ("text", "image")),
     *cells_of(*METHODS),
@@ -396,6 +409,34 @@ def test_a_setting_of_one_method_reruns_its_cells_alone(repository: Repository) 
         )
         assert moved
         assert all("shop.item-knn." in name for name in moved)
+
+
+def test_a_setting_of_an_adaptation_does_not_pretrain_anew(repository: Repository) -> None:
+    def adapt_longer(params: Any) -> None:
+        params["cells"]["shop"]["transfer"] = {"training": {"max_epochs": 3}}
+
+    with repository.changed("params.yaml", adapt_longer):
+        assert repository.repro() == {"fingerprint", "report", *cells_of("transfer")}
+
+
+def test_a_setting_of_a_pretraining_reruns_it_and_what_starts_from_it(repository: Repository) -> None:
+    def pretrain_longer(params: Any) -> None:
+        params["transfer"]["pretraining"]["shared"]["training"]["max_epochs"] = 3
+
+    with repository.changed("params.yaml", pretrain_longer):
+        assert repository.repro() == {"fingerprint", "report", "pretrain@shared", *cells_of("transfer")}
+
+
+def test_the_report_tells_what_pretraining_gained(repository: Repository) -> None:
+    table = pd.read_csv(repository.folder / "reports/tables/transfer.csv")
+    assert table["method"].tolist() == ["transfer"]
+    metrics = repository.read("reports/metrics.json")["shop"]
+    gain = metrics["transfer"]["ndcg@10"] / metrics["sasrec"]["ndcg@10"] - 1
+    assert table["gain"][0] == pytest.approx(gain, abs=1e-3)
+    assert table["low"][0] <= table["gain"][0] <= table["high"][0]
+    assert (repository.folder / "reports/figures/transfer.png").is_file()
+    curves = pd.read_csv(repository.folder / "reports/figures/pretraining.csv")
+    assert curves["epoch"].tolist() == [1, 2]
 
 
 def test_a_comment_reruns_nothing_but_the_fingerprint(repository: Repository) -> None:

@@ -244,8 +244,12 @@ methods:
   renamed: {label: S, method: next_item, model: {backbone: {name: sasrec}, loss: {name: bce}}}
 content_methods: {}
 transfer_methods:
-  transfer: {label: T, method: sasrec_features, pool: all}  # its backbone is the default one
-transfer: {pools: {all: [shop]}, targets: [shop]}
+  transfer: {label: T, method: sasrec_features, start: shared}  # its backbone is the default one
+transfer:
+  pools: {all: {sources: [shop]}}
+  pretraining:
+    shared: {label: S, method: sasrec_features, pool: all}
+  targets: [shop]
 tuning: {}
 cells:
   shop: {popularity: {}, renamed: {model: {backbone: {name: gru4rec}}}, transfer: {}}
@@ -269,7 +273,7 @@ def before(tree: Path, entries: dict[str, Any]) -> dict[str, str]:
     return fingerprints(tree, entries)
 
 
-CELL_STAGES = ("pretrain", "tune", "train", "evaluate", "robustness")
+CELL_STAGES = ("tune", "train", "evaluate", "robustness")
 ON_DATASET = ("train", "evaluate", "robustness")
 EVERY_METHOD = ("popularity", "renamed", "transfer")
 
@@ -283,6 +287,9 @@ def fingerprints(tree: Path, entries: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+PRETRAINED = {"pretrain.shared"}
+
+
 def cells(*methods: str, stages: tuple[str, ...] = CELL_STAGES) -> set[str]:
     return {f"{name}.{method}" for name in stages for method in methods}
 
@@ -293,24 +300,25 @@ def cells(*methods: str, stages: tuple[str, ...] = CELL_STAGES) -> set[str]:
         # One method's own file, one column.
         (("ballast/models/methods/popularity.py", ".expand(", ".clone().expand("), cells("popularity")),
         # Files that are found by name: a default, and one that a cell puts in place of the method's own.
-        (("ballast/models/backbones/sasrec.py", "std=0.02", "std=0.03"), cells("transfer")),
+        (("ballast/models/backbones/sasrec.py", "std=0.02", "std=0.03"),
+         cells("transfer") | PRETRAINED),
         (("ballast/models/backbones/gru4rec.py", "config.hidden or dim", "config.hidden or 2 * dim"),
          cells("renamed", stages=ON_DATASET)),
         (("ballast/models/losses/bce.py", "softplus(-positive)", "softplus(1 - positive)"),
          cells("renamed")),
         (("ballast/models/losses/cross_entropy.py", "losses.sum() / count", "losses.sum()"),
-         cells("transfer")),
+         cells("transfer") | PRETRAINED),
         (("ballast/data/readers/tabular.py", "before - len(interactions)", "0"), {"preprocess"}),
         (("ballast/data/simulated/domains/decor.py", "Hallowell", "Halliwell"), {"fetch"}),
-        (("ballast/content/text.py", "random_state=config.seed", "random_state=1"), {"features"}),
+        (("ballast/content/text.py", "random_state=config.seed", "random_state=1"), {"features", "fitted"}),
         # What a block means: a default, and how a cell changes it; a new section of params does not.
         (("ballast/params.py", "batch_size: int = 256", "batch_size: int = 255"),
-         cells(*EVERY_METHOD) | {"report"}),
+         cells(*EVERY_METHOD) | PRETRAINED | {"report"}),
         (("ballast/params.py", "topk: int = 20", "topk: int = 21"), {"report"}),
         # What the stages share.
-        (("stages/inputs.py", "every[:1]", "every[:2]"), cells(*EVERY_METHOD)),
+        (("stages/inputs.py", "every[:1]", "every[:2]"), cells(*EVERY_METHOD) | PRETRAINED),
         (("ballast/models/training.py", "progress.epoch += 1", "progress.epoch += 2"),
-         cells(*EVERY_METHOD, stages=("pretrain", "tune", "train"))),
+         cells(*EVERY_METHOD, stages=("tune", "train")) | PRETRAINED),
         (("stages/evaluate.py", "topk[:, :10]", "topk[:, :9]"), cells(*EVERY_METHOD, stages=("evaluate",))),
         # The report's page is a template, which is code too.
         (("ballast/reporting/templates/page.html.j2", "<html", "<html class='x'"), {"report"}),

@@ -63,7 +63,7 @@ def test_every_cell_builds(study: Path) -> None:
     params = params_of(study)
     for dataset, method in params.grid():
         features = params.features if dataset in params.content_datasets else {}
-        vectors = {modality: torch.randn(7, 5) for modality in features}
+        vectors = {modality: torch.randn(7, 32) for modality in features}
         missing = dict.fromkeys(vectors, torch.arange(7) == 0)
         info = DatasetInfo(3, 6, torch.tensor([0, 3, 2, 2, 1, 1, 1]), vectors, missing)
         cell = params.cell(dataset, method)
@@ -103,8 +103,9 @@ def test_what_the_report_names_is_there(study: Path) -> None:
     labels = [block.label for block in params.all_methods().values()]
     assert len(labels) == len(set(labels)), "two methods have the same label"
     for name, pool in params.transfer.pools.items():
-        assert set(pool) <= set(params.content_datasets), f"pool {name} needs features of its domains"
-        assert not set(pool) & set(params.transfer.targets), f"pool {name} holds a target domain"
+        sources = set(pool.sources)
+        assert sources <= set(params.content_datasets), f"pool {name} needs features of its domains"
+        assert not sources & set(params.transfer.targets), f"pool {name} holds a target domain"
 
 
 def test_no_file_names_a_place_on_a_machine() -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE
 from ballast.params import Params
+from ballast.reporting.pairs import find
 from ballast.reporting.results import Results
 
 Verdict = Literal["holds", "fails", "undecided"]
@@ -32,24 +33,11 @@ class Claim:
     evidence: str
 
 
-def find(pairs: pd.DataFrame, dataset: str, a: str, b: str, users_with: str = "all targets") -> pd.Series:
-    """The test of `a` against `b`, turned round where it was recorded as `b` against `a`."""
-    rows = pairs[(pairs["dataset"] == dataset) & (pairs["users_with"] == users_with)]
-    same = rows[(rows["method_a"] == a) & (rows["method_b"] == b)]
-    if len(same):
-        return same.iloc[0]
-    row = rows[(rows["method_a"] == b) & (rows["method_b"] == a)].iloc[0].copy()
-    row[["method_a", "method_b", "mean_a", "mean_b"]] = [a, b, row["mean_b"], row["mean_a"]]
-    for low, high in [("low", "high"), ("seed_low", "seed_high")]:
-        row[low], row[high] = -row[high], -row[low]
-    row["difference"] = -row["difference"]
-    row["relative"] = row["difference"] / row["mean_b"] if row["mean_b"] else float("nan")
-    row["verdict"] = {"better": "worse", "worse": "better"}.get(row["verdict"], "undecided")
-    return row
-
-
 def default_claims(results: Results, params: Params) -> list[Claim]:
-    """Each method against popularity, item-knn and the baseline; order and cold items where they apply."""
+    """Each method against popularity, item-knn and the baseline; order and cold items where they apply.
+
+    And what params.yaml declares under `report.claims`.
+    """
     claims = []
     labels = {name: block.label for name, block in params.all_methods().items()}
     for dataset, group in results.accuracy.groupby("dataset", sort=False):
@@ -65,6 +53,10 @@ def default_claims(results: Results, params: Params) -> list[Claim]:
                 results.pairs, str(dataset), place, [params.report.baseline, *REFERENCES[::-1]], methods
             )
         claims += _cold(results.pairs, str(dataset), place, labels)
+        for declared in params.report.claims:
+            pairs = [pair for pair in declared.pairs if set(pair) <= set(methods)]
+            tests = [find(results.pairs, str(dataset), *pair) for pair in pairs]
+            claims += [_claim(f"{declared.text} on {place}", tests)] if tests else []
     return claims
 
 

@@ -45,6 +45,7 @@ class Evidence:
 
     datasets: statistics of the prepared tables by dataset. deterministic: methods that have no
     training steps, and so one seed. tuning: records of the searches for settings, by dataset and method.
+    pretraining: records of pre-trained states, by their names.
     """
 
     params: Params
@@ -52,6 +53,7 @@ class Evidence:
     datasets: dict[str, dict[str, Any]]
     deterministic: frozenset[str]
     tuning: dict[tuple[str, str], dict[str, Any]] = dataclasses.field(default_factory=dict)
+    pretraining: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def of(self, dataset: str) -> list[Cell]:
         """The dataset's cells in the order of params.yaml."""
@@ -68,6 +70,7 @@ def check(evidence: Evidence) -> None:
     Or that was tuned more than the others: equal trials are enforced, not promised.
     """
     _check_tuning(evidence)
+    _check_pretraining(evidence)
     for cell in evidence.cells.values():
         _check_settings(cell, evidence.params)
         _check_seeds(cell, _expected_seeds(cell, evidence))
@@ -98,6 +101,20 @@ def _check_tuning(evidence: Evidence) -> None:
                 f"cell {cell.name}: {most} trials, while tuning.trials gives every method "
                 f"{params.tuning.trials}: shorten its model.tune, or raise tuning.trials"
             )
+
+
+def _check_pretraining(evidence: Evidence) -> None:
+    for name, record in evidence.pretraining.items():
+        wanted = json.loads(json.dumps(dataclasses.asdict(evidence.params.transfer.pretraining[name])))
+        key = _first_difference(record.get("config"), wanted)
+        if key is not None:
+            raise BallastError(
+                f"pre-training {name}: stale: its record was made with another '{key}' than params.yaml has; "
+                "run `dvc repro`, which makes it anew"
+            )
+        for key, value in _numbers(record):
+            if not math.isfinite(value):
+                raise BallastError(f"pre-training {name}: {key} of its record is not finite ({value})")
 
 
 def _rerun(stage: str, cell: Cell) -> str:

@@ -9,7 +9,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ballast.evaluation.metrics import HEADLINE
 from ballast.params import Params
 from ballast.reporting import threats
-from ballast.reporting.claims import Claim, find
+from ballast.reporting.claims import Claim
+from ballast.reporting.pairs import find
 from ballast.reporting.plots import Look
 from ballast.reporting.results import Results
 from ballast.reporting.tables import Table, best_first
@@ -81,6 +82,15 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             ["methods"],
             [tables["backbone_loss"]] if "backbone_loss" in tables else [],
             [figures["backbone-loss"]] if "backbone-loss" in figures else [],
+        ),
+        Section(
+            "transfer",
+            "Does pre-training help?",
+            "Adapted from other domains, beside the same from scratch: below zero, transfer is negative.",
+            ["pool", "pretrain", "train", "evaluate", "report"],
+            ["transfer", "transfer_methods", "report.scratch"],
+            [tables[name] for name in ("transfer", "pretraining") if name in tables],
+            [figures[name] for name in ("transfer", "similarity", "pretraining") if name in figures],
         ),
         Section(
             "popularity",
@@ -179,6 +189,8 @@ def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answe
             *_cold(results.popularity[results.popularity["dataset"] == name], labels, claims, name),
             *_robust(results.area[results.area["dataset"] == name], results.cost, labels),
             *_threatened(results, name, labels),
+            *_transferred(results.transfer[results.transfer["dataset"] == name], labels),
+            *_declared(claims, name, block.label, params),
         ]
         found.append(Answer(block.label, block.is_simulated, sentences))
     return found
@@ -283,6 +295,24 @@ def _threatened(results: Results, dataset: str, labels: dict[str, str]) -> list[
             sentence += "; the checks warn about attacks on it"
         sentences.append(sentence + ".")
     return sentences
+
+
+def _transferred(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+    """What pre-training gained or cost each adapted method."""
+    if rows.empty:
+        return []
+    said = [
+        f"{labels[row['method']]} {100 * row['gain']:+.1f} % ({row['verdict']})"
+        for row in rows.sort_values("gain", ascending=False, kind="stable").to_dict("records")
+    ]
+    return [f"Pre-trained against the same from scratch: {'; '.join(said)}."]
+
+
+def _declared(claims: list[Claim], dataset: str, place: str, params: Params) -> list[str]:
+    """The verdicts on the claims of params.yaml."""
+    texts = {f"{declared.text} on {place}": declared.text for declared in params.report.claims}
+    own = [claim for claim in claims if claim.dataset == dataset and claim.text in texts]
+    return [f"Claim “{texts[claim.text]}”: {claim.verdict}." for claim in own]
 
 
 def _seeds(count: int) -> str:

@@ -237,6 +237,67 @@ def training(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str
     return _curves(frame, style, titles, draw)
 
 
+def pretraining(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """Validation NDCG@10 of pre-training by epoch, a panel a pool. Columns of Results.pretraining."""
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        ends = {}
+        for name, curve in rows.groupby("method", sort=False):
+            x, y = curve["epoch"].to_numpy(), curve[f"valid_{HEADLINE}"].to_numpy()
+            ends[str(name)] = _draw(axis, x, y, style[str(name)])
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("validation NDCG@10")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return ends
+
+    return _curves(frame, style, titles, draw)
+
+
+def similarity(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """Gain over scratch by the style that a target shares with its sources. Columns of by_similarity."""
+
+    def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
+        ends = {}
+        axis.axhline(0, color=INK, linewidth=0.8)
+        for method, curve in rows.sort_values("shared_style").groupby("method", sort=False):
+            x, y = curve["shared_style"].to_numpy(), 100 * curve["gain"].to_numpy()
+            look = style[str(method)]
+            error = [y - 100 * curve["low"], 100 * curve["high"] - y]
+            axis.errorbar(x, y, yerr=error, fmt="none", ecolor=look.colour, elinewidth=0.8)
+            ends[str(method)] = _draw(axis, x, y, look, has_markers=True)
+        axis.set_xlabel("share of the style that the target has in common with its sources")
+        axis.set_ylabel("NDCG@10 over the same from scratch, %")
+        return ends
+
+    return _curves(frame, style, titles, draw)
+
+
+def transfer(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
+    """Gain of adapted methods over scratch in percent, best on top. Columns of Results.transfer."""
+    with mpl.rc_context(_RC):
+        groups = [
+            (str(name), rows.sort_values("gain")) for name, rows in frame.groupby("dataset", sort=False)
+        ]
+        figure, axes = _panels([titles[name] for name, _ in groups], [0.3 * len(r) + 0.2 for _, r in groups])
+        for axis, (_, rows) in zip(axes, groups, strict=True):
+            axis.axvline(0, color=INK, linewidth=0.8)
+            for place, row in enumerate(rows.to_dict("records")):
+                gain, low, high = (100 * row[key] for key in ("gain", "low", "high"))
+                colour = style[row["method"]].colour
+                axis.errorbar(
+                    gain, place, xerr=[[gain - low], [high - gain]], fmt="o", color=colour, ecolor=colour
+                )
+                axis.text(high, place, f"  {gain:+.1f} %", va="center", fontsize=8)
+            axis.set_yticks(range(len(rows)), [style[method].label for method in rows["method"]])
+            axis.set_ylim(-0.6, len(rows) - 0.4)
+            axis.margins(x=0.16)
+            axis.set_xlabel("NDCG@10 over the same from scratch, % (95 % interval over users)")
+            axis.tick_params(axis="y", length=0)
+            axis.grid(axis="x")
+        figure.set_layout_engine("constrained", hspace=0.04)
+    return figure
+
+
 def spectra(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
     """Normalised singular values of the item vectors, a panel a dataset. Columns of Results.spectra."""
 

@@ -20,7 +20,7 @@ from ballast.evaluation.statistics import (
     percentile_interval,
     seed_interval,
 )
-from ballast.reporting import factorial, threats
+from ballast.reporting import factorial, threats, transfer
 from ballast.reporting.evidence import Cell, Evidence
 from ballast.reporting.threats import KEYS
 
@@ -59,7 +59,8 @@ class Results:
     crossed: a row a method, in a study that crosses backbones and losses (factorial.py). sampled: a row a
     method and sampled protocol. noise: a row a method that weighs its training sequences where the noise is
     known, `users` being those with a sequence. Both are means over seeds. attacks, promotions, loss_tests,
-    flags: see threats.py; empty where no attack is asked for.
+    flags: see threats.py; empty where no attack is asked for. transfer: a row an adapted method, and
+    pretraining a row an epoch of what it started from (transfer.py).
     """
 
     seeds: pd.DataFrame
@@ -81,6 +82,8 @@ class Results:
     promotions: pd.DataFrame
     loss_tests: pd.DataFrame
     flags: pd.DataFrame
+    transfer: pd.DataFrame
+    pretraining: pd.DataFrame
 
 
 def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
@@ -114,6 +117,8 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         crossed=factorial.combinations(accuracy, evidence.params),
         sampled=_sampled(evidence),
         noise=_noise(evidence),
+        transfer=transfer.gains(evidence, pairs),
+        pretraining=transfer.curves(evidence),
         **_threats(evidence, groups, draws, rng),
     )
 

@@ -8,9 +8,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ballast.params import Params
-from ballast.reporting import plots, threats
+from ballast.reporting import plots, threats, transfer
 from ballast.reporting.plots import Look
 from ballast.reporting.results import Results, best_so_far
+
+# One panel for all targets of a study.
+_SIMILAR = "targets"
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,25 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         caption = f"{mark}NDCG@10 by the effective rank of the item vectors over their dimension."
         draw = partial(plots.degeneration, style=style, titles=titles)
         figures.append(StudyFigure("degeneration", results.degeneration, caption, draw))
+    if len(results.transfer):
+        caption = f"{mark}NDCG@10 of adapted methods over the same from scratch, less 1, with 95 % intervals."
+        draw = partial(plots.transfer, style=style, titles=_titles(params, results.transfer))
+        figures.append(StudyFigure("transfer", results.transfer, caption, draw))
+    similar = transfer.by_similarity(results.transfer, params)
+    if len(similar):
+        caption = f"{mark}What pre-training gains or costs as targets share less of their sources' style."
+        draw = partial(plots.similarity, style=style, titles={_SIMILAR: "All targets"})
+        figures.append(StudyFigure("similarity", similar.assign(target=similar["dataset"], dataset=_SIMILAR),
+                                   caption, draw))  # fmt: skip
+    if len(results.pretraining):
+        caption = f"{mark}Validation NDCG@10 of pre-training, on the pool's own users."
+        states = {name: block.label for name, block in params.transfer.pretraining.items()}
+        pools = {
+            name: f"Pool “{name}”: {', '.join(params.datasets[source].label for source in pool.sources)}"
+            for name, pool in params.transfer.pools.items()
+        }
+        draw = partial(plots.pretraining, style=plots.looks(states, frozenset()), titles=pools)
+        figures.append(StudyFigure("pretraining", results.pretraining, caption, draw))
     if len(results.noise):
         frame = results.noise.assign(noisy_dataset=results.noise["dataset"])
         frame["dataset"] = frame["dataset"].map(lambda name: _base(params, str(name)))

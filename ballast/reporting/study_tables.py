@@ -7,9 +7,10 @@ import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE, METRICS, POPULARITY_BINS
 from ballast.params import Params
-from ballast.reporting import factorial, threat_tables
+from ballast.reporting import factorial, threat_tables, transfer
 from ballast.reporting.calibration import calibration
-from ballast.reporting.claims import Claim, as_frame, find
+from ballast.reporting.claims import Claim, as_frame
+from ballast.reporting.pairs import find
 from ballast.reporting.results import Results
 from ballast.reporting.tables import (
     NOTHING,
@@ -44,6 +45,7 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
         degeneration(results, labels, headings),
         *([sampled_protocols(results, labels, headings)] if len(results.sampled) else []),
         *([noise(results, labels, headings)] if len(results.noise) else []),
+        *([transfer.table(results.transfer, labels, headings)] if len(results.transfer) else []),
         *([tuning(results, labels, headings)] if len(results.tuning) else []),
         cost(results, labels, headings),
         datasets(results, params),
