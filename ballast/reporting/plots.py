@@ -265,8 +265,8 @@ def similarity(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[s
             error = [y - 100 * curve["low"], 100 * curve["high"] - y]
             axis.errorbar(x, y, yerr=error, fmt="none", ecolor=look.colour, elinewidth=0.8)
             ends[str(method)] = _draw(axis, x, y, look, has_markers=True)
-        axis.set_xlabel("share of the style that the target has in common with its sources")
-        axis.set_ylabel("NDCG@10 over the same from scratch, %")
+        axis.set_xlabel("style shared with the sources (0: none, 1: all)")
+        axis.set_ylabel("NDCG@10 over scratch, %")
         return ends
 
     return _curves(frame, style, titles, draw)

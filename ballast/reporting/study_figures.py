@@ -73,7 +73,7 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
     similar = transfer.by_similarity(results.transfer, params)
     if len(similar):
         caption = f"{mark}What pre-training gains or costs as targets share less of their sources' style."
-        draw = partial(plots.similarity, style=style, titles={_SIMILAR: "All targets"})
+        draw = partial(plots.similarity, style=style, titles={_SIMILAR: "SIMULATED: all targets"})
         figures.append(StudyFigure("similarity", similar.assign(target=similar["dataset"], dataset=_SIMILAR),
                                    caption, draw))  # fmt: skip
     if len(results.pretraining):
