@@ -179,7 +179,7 @@ def test_in_batch_counts_each_target_once() -> None:
     targets = torch.tensor([3, 5, 3, 8, 5])
     loss = losses.build({"name": "in_batch"}, "model.loss")
     logits = hidden @ table[[3, 5, 8]].T
-    expected = functional.cross_entropy(logits.float(), torch.tensor([0, 1, 0, 2, 1]))
+    expected = functional.cross_entropy(logits, torch.tensor([0, 1, 0, 2, 1]))
     torch.testing.assert_close(loss(hidden, targets, table, None, rng()), expected)
     of_candidates = loss.of_candidates(
         lambda items: torch.einsum("md,mcd->mc", hidden, table[items]), targets, 8, None, rng()

@@ -177,7 +177,8 @@ def pairs_loss(first: Tensor, second: Tensor, temperature: float) -> Tensor:
         return first.sum() * 0  # nothing to tell apart, and still part of the graph
     first, second = (functional.normalize(rows.float(), dim=-1) for rows in (first, second))
     place = torch.arange(len(first), device=first.device)
-    return functional.cross_entropy(first @ second.T / temperature, place)
+    with torch.autocast(first.device.type, enabled=False):  # bfloat16 would make neighbours equal
+        return functional.cross_entropy(first @ second.T / temperature, place)
 
 
 def _initialise_as_torch_does(backbone: nn.Module) -> None:

@@ -30,7 +30,7 @@ class Objective(Loss):
     ) -> Tensor:
         items, place = targets.unique(return_inverse=True)  # (C,) candidates, (M,) the target's among them
         logits = hidden @ item_rows(items, table).T  # (M, C)
-        return weighted_mean(functional.cross_entropy(logits.float(), place, reduction="none"), weights)
+        return weighted_mean(_cross_entropy(logits, place), weights)
 
     def of_candidates(
         self,
@@ -43,4 +43,10 @@ class Objective(Loss):
     ) -> Tensor:
         items, place = targets.unique(return_inverse=True)
         logits = score(items.expand(len(targets), -1))  # (M, C)
-        return weighted_mean(functional.cross_entropy(logits.float(), place, reduction="none"), weights)
+        return weighted_mean(_cross_entropy(logits, place), weights)
+
+
+def _cross_entropy(logits: Tensor, place: Tensor) -> Tensor:
+    """(M,) of (M, C) logits, in float32 at least: under autocast these are products in bfloat16."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(wide, place, reduction="none")
