@@ -26,7 +26,7 @@ def main(pool: str = typer.Option()) -> None:
 
 def _tables(pool: str, chosen: PoolParams) -> dict[str, pd.DataFrame]:
     """Interactions, items and users of all sources; ids of each source follow those of the one before."""
-    tables = {name: _stacked(name, chosen.sources) for name in ("interactions", "items", "users")}
+    tables = _stacked(chosen.sources)
     unwanted = {person for name in chosen.without_users_of for person in _read("users", name)["raw_user_id"]}
     tables = _without(tables, unwanted)
     if tables["interactions"].empty:
@@ -36,15 +36,18 @@ def _tables(pool: str, chosen: PoolParams) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def _stacked(name: str, sources: list[str]) -> pd.DataFrame:
-    parts, users, items = [], 0, 0
+def _stacked(sources: list[str]) -> dict[str, pd.DataFrame]:
+    names = ("interactions", "items", "users")
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
+    shift = {"user_id": 0, "item_id": 0}
     for source in sources:
-        table = _read(name, source)
-        shift = {"user_id": users, "item_id": items}
-        parts.append(table.assign(**{key: table[key] + by for key, by in shift.items() if key in table}))
-        users += len(_read("users", source))
-        items += len(_read("items", source))
-    return pd.concat(parts, ignore_index=True)
+        own = {name: _read(name, source) for name in names}
+        for name, table in own.items():
+            moved = {key: table[key] + by for key, by in shift.items() if key in table}
+            parts[name].append(table.assign(**moved))
+        shift["user_id"] += len(own["users"])
+        shift["item_id"] += len(own["items"])
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
 
 
 def _read(name: str, dataset: str) -> pd.DataFrame:

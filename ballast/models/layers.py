@@ -24,6 +24,13 @@ def small_embedding(rows: int, dim: int, std: float = 0.02) -> nn.Embedding:
     return table
 
 
+def small_linear(features: int, dim: int, std: float = 0.02) -> nn.Linear:
+    """A linear map (features to dim) with normal weights and no bias."""
+    layer = nn.Linear(features, dim, bias=False)
+    nn.init.normal_(layer.weight, std=std)
+    return layer
+
+
 class Dropout(nn.Module):
     """Dropout that draws eight elements from each 64-bit random number.
 

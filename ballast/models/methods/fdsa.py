@@ -20,6 +20,7 @@ from ballast.content import whitening
 from ballast.data.sequences import Batch
 from ballast.errors import BallastError
 from ballast.models import backbones
+from ballast.models.layers import small_linear
 from ballast.models.method import DatasetInfo
 from ballast.models.sequential import IdMethod
 
@@ -49,9 +50,7 @@ class Fdsa(IdMethod):
             whitened = whitening.fit(vectors, missing).apply(vectors, missing)  # (I, F), missing rows zero
             scale = whitened.norm(dim=1)[~missing].mean() if bool(whitened.any()) else 1.0
             self.register_buffer(f"features_{name}", whitened / scale)
-            projection = nn.Linear(whitened.shape[1], config.dim, bias=False)
-            nn.init.normal_(projection.weight, std=0.02)
-            self.projections[name] = projection
+            self.projections[name] = small_linear(whitened.shape[1], config.dim)
         # Without a bias: all modalities would get the same, which a softmax does not see.
         self.attention = nn.Linear(config.dim, 1, bias=False) if len(config.modalities) > 1 else None
         self.merge = nn.Linear(2 * config.dim, config.dim)

@@ -28,7 +28,7 @@ from ballast.data.sequences import Batch, sample_negatives
 from ballast.errors import BallastError
 from ballast.models.backbones import MASK, item_vectors, whole_sequences
 from ballast.models.backbones.sasrec import Encoder
-from ballast.models.layers import attention_mask, item_rows, small_embedding
+from ballast.models.layers import attention_mask, item_rows, small_embedding, small_linear
 from ballast.models.method import DatasetInfo
 from ballast.models.sequential import IdMethod
 
@@ -61,7 +61,7 @@ class S3rec(IdMethod):
         self.register_buffer("attributes", marked)
         self.attribute_vectors = small_embedding(marked.shape[1] + 1, config.dim)
         self.mask = nn.Parameter(torch.empty(config.dim).normal_(std=0.02))
-        self.bilinear = nn.ModuleDict({name: _small_linear(config.dim) for name in WEIGHTS})
+        self.bilinear = nn.ModuleDict({name: small_linear(config.dim, config.dim) for name in WEIGHTS})
         self.register_buffer("is_pretraining", torch.tensor(False))
         self.enter("finetuning")
 
@@ -144,12 +144,6 @@ class S3rec(IdMethod):
             states = layer(states, visible)
         read: Tensor = encoder.output_norm(states)
         return read
-
-
-def _small_linear(dim: int) -> nn.Linear:
-    layer = nn.Linear(dim, dim, bias=False)
-    nn.init.normal_(layer.weight, std=0.02)
-    return layer
 
 
 def _rows(sequence: Tensor, is_hidden: Tensor) -> Tensor:
