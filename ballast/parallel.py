@@ -55,11 +55,13 @@ def total(values: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Sum the gradients of all processes; a parameter without one here counts as zero."""
+    """Sum the gradients of all processes; a trained parameter without one here counts as zero."""
     if place()[1] == 1:
         return
     dense = []
     for parameter in parameters:
+        if not parameter.requires_grad:  # with a gradient of zero, weight decay would move it
+            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         if parameter.grad.is_sparse:

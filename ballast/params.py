@@ -96,10 +96,36 @@ class NoiseParams(Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleParams(Strict):
+    """Training on less: this share of the users, drawn by `seed`; a larger share has those of a smaller.
+
+    For methods that know a user by the history alone; those that learn users are refused.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisonParams(Strict):
+    """Fake users in training: their number as a share of the real ones, and how many items they push.
+
+    `attack` names a file of ballast/robustness/poisons and its settings. A share of 0 is the control: the
+    same items are watched and nobody pushes them.
+    """
+
+    attack: dict[str, Any]
+    share: Annotated[float, Field(ge=0, le=1)]
+    pushed: Annotated[int, Field(ge=1)] = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetParams(Strict):
     """One dataset: its source, reader, filter, split and seeds, with its terms of use.
 
-    `noise` spoils its training interactions; without it they stay as they are.
+    `noise` spoils its training interactions; without it they stay as they are. `sample` trains on some
+    users alone, while all keep their histories and are validated and tested on. `poison` adds fake users.
     """
 
     label: str
@@ -110,6 +136,8 @@ class DatasetParams(Strict):
     filter: FilterParams = field(default_factory=FilterParams)
     split: SplitParams = field(default_factory=SplitParams)
     noise: NoiseParams | None = None
+    sample: SampleParams | None = None
+    poison: PoisonParams | None = None
     expected: dict[str, int] = field(default_factory=dict)
     is_simulated: bool = False
 

@@ -1,5 +1,6 @@
 """Rank every test target against the full catalogue: reports/ranks, data/lists and an evaluate cell."""
 
+import json
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from ballast.evaluation.ranking import Ranking, rank_targets
 from ballast.evaluation.sampled import draw_candidates, sampled_metrics
 from ballast.models.method import Method
 from ballast.models.sequential import SequentialMethod
+from ballast.params import Params
 from ballast.reproducibility import environment, generator, output_lock, prepare_process
 
 
@@ -28,9 +30,11 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
         prepared = inputs.load_cell(params, dataset, method)
         users, targets = prepared.held_out("test")
         store = prepared.store(["train", "valid"], users)
-        counts = prepared.info.item_counts.numpy()
+        pushed, fakes = _poison(params, dataset)
+        # Items are as popular as they are with real users.
+        counts = _counts(prepared, prepared.info.num_users - fakes)
         candidates = {
-            protocol.name: draw_candidates(store, targets, prepared.info.item_counts, protocol)
+            protocol.name: draw_candidates(store, targets, torch.from_numpy(counts), protocol)
             for protocol in params.evaluation.sampled
         }
         ranks, lists, accounts = [], [], {}
@@ -47,6 +51,8 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
             topk = ranking.topk.numpy()  # (U, K)
             lists.append(pd.DataFrame({**keys, "target_item_id": targets.numpy(), "topk": list(topk)}))
             accounts[str(seed)] = _account(ranking, topk[:, :10], counts, seconds)
+            if pushed:
+                accounts[str(seed)]["pushed_exposure@10"] = _exposure(topk[:, :10], store, pushed)
             if candidates:
                 accounts[str(seed)]["sampled"] = sampled_metrics(
                     model, store, candidates, prepared.info.num_items, params.evaluation.batch_size
@@ -66,6 +72,32 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
         study.write_json(study.cell("evaluate", dataset, method), record)
 
 
+def _poison(params: Params, dataset: str) -> tuple[list[int], int]:
+    """The items that fake users in training push, and how many fake users there are."""
+    if params.datasets[dataset].poison is None:
+        return [], 0
+    stats = json.loads((study.prepared(dataset) / "stats.json").read_text())
+    return list(stats["pushed_items"]), int(stats["fake_users"])
+
+
+def _counts(prepared: inputs.Prepared, users: int) -> np.ndarray:
+    """(I,) training interactions of each item with users 1..users; entry 0 is padding."""
+    rows = prepared.interactions
+    rows = rows[(rows["split"] == "train") & (rows["user_id"] <= users)]
+    return np.bincount(rows["item_id"], minlength=prepared.info.num_items + 1).astype(np.int64)
+
+
+def _exposure(top10: np.ndarray, store: SequenceStore, pushed: list[int]) -> float:
+    """Share of the users who have not met a pushed item and get it in their top 10, mean over the items."""
+    rows = torch.repeat_interleave(torch.arange(len(store)), store.lengths.cpu())
+    shares = []
+    for item in pushed:
+        is_new = np.ones(len(store), bool)
+        is_new[rows[store.items.cpu() == item].numpy()] = False
+        shares.append((top10[is_new] == item).any(axis=1).mean())
+    return float(np.mean(shares))
+
+
 @torch.inference_mode()
 def _degeneration(
     model: SequentialMethod, store: SequenceStore, targets: torch.Tensor, prepared: inputs.Prepared
@@ -73,9 +105,7 @@ def _degeneration(
     """What the item vectors, and the states that score the targets, look like."""
     table = model.item_table()
     order = store.lengths.argsort(stable=True)  # like lengths together: less padding
-    states = [
-        model.backbone.query(store.histories(rows, model.max_len), table).float() for rows in order.split(512)
-    ]
+    states = [model.query(store.histories(rows, model.max_len), table).float() for rows in order.split(512)]
     users = torch.cat(states)[order.argsort()]
     return degeneration(table.cpu(), prepared.info.item_counts, users.cpu(), targets)
 

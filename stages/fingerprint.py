@@ -11,9 +11,9 @@ import study
 
 from ballast.errors import BallastError
 from ballast.models import backbones, losses, registry
-from ballast.params import Params, TrainedParams
+from ballast.params import DatasetParams, Params, TrainedParams
 from ballast.provenance import fingerprint
-from ballast.robustness import attacks
+from ballast.robustness import attacks, poisons
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("reports/code.json")
@@ -21,7 +21,6 @@ OUTPUT = Path("reports/code.json")
 # What a stage finds by name at run time, beside what it imports.
 FOUND_BY_NAME = {
     "fetch": ["ballast.data.simulated.*"],
-    "preprocess": ["ballast.data.readers.*"],
     "fitted": ["ballast.content.*"],
     "features": ["ballast.content.*"],
     "report": ["ballast/reporting/templates/page.html.j2"],
@@ -30,7 +29,7 @@ PARTS: dict[str, Callable[[dict[str, Any], str], tuple[type, Any]]] = {
     "backbone": backbones.configure,
     "loss": losses.configure,
 }
-STAGES = ("fetch", "preprocess", "fitted", "features", "pool", "report")
+STAGES = ("fetch", "fitted", "features", "pool", "report")
 CELL_STAGES = ("tune", "train", "evaluate", "robustness")
 
 
@@ -39,6 +38,9 @@ def main() -> None:
     params = study.params()
     code: dict[str, object] = {
         stage: fingerprint(ROOT, [f"stages.{stage}", *FOUND_BY_NAME.get(stage, [])]) for stage in STAGES
+    }
+    code["preprocess"] = {
+        name: fingerprint(ROOT, _preprocessing(name, block)) for name, block in params.datasets.items()
     }
     code["pretrain"] = {
         name: fingerprint(ROOT, ["stages.pretrain", *_modules({f"transfer.pretraining.{name}": block})])
@@ -50,6 +52,15 @@ def main() -> None:
             for name in params.all_methods()
         }
     study.write_json(OUTPUT, code)
+
+
+def _preprocessing(dataset: str, block: DatasetParams) -> list[str]:
+    """What preparing a dataset runs: with fake users, the attack that makes them, too."""
+    found = ["stages.preprocess", "ballast.data.readers.*"]
+    if block.poison is not None:
+        where = f"params.yaml: datasets.{dataset}.poison.attack"
+        found.append(poisons.configure(block.poison.attack, where)[0].__module__)
+    return found
 
 
 def _cell_modules(params: Params, method: str, stage: str) -> list[str]:

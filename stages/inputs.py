@@ -31,7 +31,10 @@ class Prepared:
     digest: str
 
     def store(self, splits: Sequence[str], user_ids: np.ndarray | None = None) -> SequenceStore:
-        """Sequences of these splits on the device of this process."""
+        """Sequences of these splits on the device of this process; of `user_ids`, to rank for them, with what
+        of their history is not trained on."""
+        if user_ids is not None:
+            splits = ["history", *splits]
         return SequenceStore.from_interactions(self.interactions, splits, user_ids).to(device())
 
     def held_out(self, split: str) -> tuple[np.ndarray, Tensor]:
@@ -65,7 +68,13 @@ def load(folder: Path, features: Mapping[str, Path]) -> Prepared:
 
 def load_cell(params: Params, dataset: str, method: str) -> Prepared:
     """What the method's cell reads: data/prepared/<dataset> and the features that its block names."""
-    chosen = config(params.cell(dataset, method), f"params.yaml: methods.{method}")
+    cell = params.cell(dataset, method)
+    chosen = config(cell, f"params.yaml: methods.{method}")
+    if params.datasets[dataset].sample is not None and registry.method_class(cell.method).learns_users:
+        raise BallastError(
+            f"params.yaml: datasets.{dataset}.sample: methods.{method} learns a vector a user and knows "
+            "nothing of those who are not trained on; leave one of the two out of the study"
+        )
     modalities = registry.needed_modalities(chosen)
     for name in modalities:
         if dataset not in params.content_datasets or name not in params.features:

@@ -73,8 +73,8 @@ def _without(tables: dict[str, pd.DataFrame], unwanted: set[str]) -> dict[str, p
 
 
 def _shuffled(interactions: pd.DataFrame, pool: str) -> pd.DataFrame:
-    """Every user's training items in random order; what is held out stays where it was."""
-    rows = np.flatnonzero((interactions["split"] == "train").to_numpy())
+    """Every user's items in random order; what is held out stays where it was."""
+    rows = np.flatnonzero(interactions["split"].isin(["train", "history"]).to_numpy())
     users = interactions["user_id"].to_numpy()[rows]
     order = np.lexsort([numpy_generator(0, "shuffled pool", pool).random(len(rows)), users])
     items = interactions["item_id"].to_numpy().copy()

@@ -1,6 +1,5 @@
 """Pre-train a state on a pool of domains: data/pretrained/<name>/ and reports/cells/pretrain/<name>.json."""
 
-import resource
 from dataclasses import asdict
 
 import inputs
@@ -9,7 +8,7 @@ import typer
 
 from ballast import parallel
 from ballast.models import registry
-from ballast.models.training import Validation, fit
+from ballast.models.training import Validation, fit, footprint
 from ballast.reproducibility import atomic_path, config_hash, environment, output_lock, prepare_process
 
 SEED = 0  # one pre-trained state serves every seed of the targets
@@ -41,11 +40,7 @@ def main(name: str = typer.Option()) -> None:
                 output.mkdir()
                 registry.save(model, output / "state.safetensors")
             resume.unlink(missing_ok=True)
-            account = {
-                **result.summary(),
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            }
+            account = result.summary() | footprint(model)
             record = {"name": name, "config": asdict(block), "seeds": {str(SEED): account},
                       "environment": environment()}  # fmt: skip
             study.write_json(study.pretraining_cell(name), record)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import resource
 import shutil
 import time
 from dataclasses import asdict
@@ -14,10 +13,9 @@ import study
 import typer
 
 from ballast import parallel
-from ballast.data.sequences import SequenceStore
 from ballast.models import registry
 from ballast.models.method import Method
-from ballast.models.training import Validation, fit
+from ballast.models.training import Validation, fit_phases, footprint
 from ballast.params import MethodParams, Params
 from ballast.reproducibility import atomic_path, config_hash, environment, output_lock, prepare_process
 
@@ -80,44 +78,15 @@ def _train_seed(
         model = inputs.fresh(cell, chosen, prepared.info, seed)
         if source is not None:
             registry.adopt(model, source)
-        result = _fit_phases(model, train, validation, cell, seed, state, label)
+        result = fit_phases(model, train, validation, cell.training, seed, state, label)
     else:
         model, result = _count(cell, chosen, prepared, train, validation)
-    result["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    result["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    result |= footprint(model)
     if parallel.is_first():
         with atomic_path(state) as temporary:
             registry.save(model, temporary)
         study.write_json(account, result)
     return result
-
-
-def _fit_phases(
-    model: Method,
-    train: SequenceStore,
-    validation: Validation,
-    cell: MethodParams,
-    seed: int,
-    state: Path,
-    label: str,
-) -> dict[str, Any]:
-    """Fit each phase from the best state of the one before; the account is the last one's.
-
-    Where there are several, `seconds` are those of all, and `phases` has each one's own account.
-    """
-    accounts = {}
-    for phase in model.phases:
-        model.enter(phase)
-        checkpoint = state.with_suffix(f".{phase}.ckpt" if phase else ".ckpt")
-        progress = fit(
-            model, train, validation, cell.training, seed, checkpoint, label=f"{label} {phase}".rstrip()
-        )
-        accounts[phase] = progress.summary()
-    last = list(accounts.values())[-1]
-    if len(accounts) == 1:
-        return last
-    seconds = round(sum(account["seconds"] for account in accounts.values()), 2)
-    return {**last, "seconds": seconds, "phases": accounts}
 
 
 def _count(

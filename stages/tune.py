@@ -15,7 +15,7 @@ import typer
 from ballast import tuning
 from ballast.errors import BallastError
 from ballast.models import registry
-from ballast.models.training import Validation, fit
+from ballast.models.training import Validation, fit_phases
 from ballast.params import MethodParams
 from ballast.reproducibility import config_hash, environment, output_lock, prepare_process
 
@@ -67,9 +67,8 @@ def _trial(
 ) -> dict[str, float]:
     """Train once; what it reached on validation, and what it cost."""
     model = inputs.fresh(cell, config, prepared.info, seed)
-    checkpoint = done.with_suffix(".ckpt")
-    result = fit(model, prepared.store(["train"]), validation, cell.training, seed, checkpoint, label=label)
-    account = result.summary()
+    train = prepared.store(["train"])
+    account = fit_phases(model, train, validation, cell.training, seed, done, label)
     return {key: account[key] for key in ("valid_ndcg@10", "epochs", "best_epoch", "seconds")}
 
 

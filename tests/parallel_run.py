@@ -15,7 +15,7 @@ from ballast.params import TrainingParams
 from ballast.reproducibility import prepare_process, seed_dropout
 
 
-def main(loss: str, item_gradient: str, output: Path) -> None:
+def main(loss: str, item_gradient: str, output: Path, is_frozen: bool) -> None:
     prepare_process()
     with parallel.processes():
         model = {
@@ -29,11 +29,15 @@ def main(loss: str, item_gradient: str, output: Path) -> None:
         seed_dropout(0, "initial weights")
         info = DatasetInfo(60, ITEMS, torch.ones(ITEMS + 1, dtype=torch.int64))
         method = registry.build("next_item", registry.configure("next_item", model, "test"), info)
+        if is_frozen:
+            method.backbone.requires_grad_(False)
         histories = walk(31, seed=1)
         validation = Validation(
             make_store([history[:-1] for history in histories]), torch.tensor([h[-1] for h in histories])
         )
-        params = TrainingParams(batch_size=7, learning_rate=3e-3, max_epochs=3)
+        # With weight decay, a gradient of zero is not the same as none.
+        decay = 0.1 if is_frozen else 0.0
+        params = TrainingParams(batch_size=7, learning_rate=3e-3, max_epochs=3, weight_decay=decay)
         progress = fit(method, make_store(walk(60)), validation, params, seed=0)
         if parallel.is_first():
             registry.save(method, output)
@@ -42,4 +46,4 @@ def main(loss: str, item_gradient: str, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), is_frozen="frozen" in sys.argv[4:])

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-import train
 from conftest import ITEMS, make_store, walk
 from torch import Tensor
 
 from ballast.data.sequences import Batch, training_batches
-from ballast.models import registry
+from ballast.models import registry, training
 from ballast.models.method import DatasetInfo
 from ballast.models.methods.amr import Amr, loss_gradient
 from ballast.models.pairwise import ContentPairwiseMethod, Pairs, bpr_loss, draw_pairs
 from ballast.models.training import Validation
-from ballast.params import MethodParams, TrainingParams
+from ballast.params import TrainingParams
 from ballast.reproducibility import seed_dropout
 
 MODALITIES = (["image"], ["image", "text", "price"])
@@ -375,14 +374,13 @@ def test_the_adversary_starts_from_the_trained_base(
 ) -> None:
     """Each phase stops early by itself, and the state that is kept is never one from before the adversary."""
     model = {"dim": 4, "has_base_phase": True, "user_penalty": 0.0}
-    cell = MethodParams(label="AMR", method="amr", model=model,
-                        training=TrainingParams(batch_size=16, learning_rate=0.1, max_epochs=3))  # fmt: skip
+    settings = TrainingParams(batch_size=16, learning_rate=0.1, max_epochs=3)
     seed_dropout(0, "initial weights")
     method = registry.build("amr", registry.configure("amr", model, "model"), toy_info)
     histories = walk(40)
     store = make_store([history[:-1] for history in histories])
     targets = torch.tensor([history[-1] for history in histories])
-    starts, real = [], train.fit
+    starts, real = [], training.fit
 
     def fit(method: Any, *given: Any, **named: Any) -> Any:
         starts.append(method.users.weight.detach().clone())
@@ -390,10 +388,9 @@ def test_the_adversary_starts_from_the_trained_base(
         starts.append(method.users.weight.detach().clone())
         return found
 
-    monkeypatch.setattr(train, "fit", fit)
-    account = train._fit_phases(
-        method, store, Validation(store, targets), cell, 0, tmp_path / "seed-0.safetensors", "amr"
-    )
+    monkeypatch.setattr(training, "fit", fit)
+    validation, state = Validation(store, targets), tmp_path / "seed-0.safetensors"
+    account = training.fit_phases(method, store, validation, settings, 0, state, "amr")
     assert list(account["phases"]) == ["base", "adversarial"]
     base, adversarial = account["phases"].values()
     assert all("adversarial" not in epoch for epoch in base["history"])

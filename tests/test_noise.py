@@ -275,7 +275,7 @@ def test_the_stage_gives_each_user_its_own_weight(
 
 
 def study_of(folder: Path) -> None:
-    """Params and raw files of a study of one small dataset and its spoilt twin."""
+    """Params and raw files of a study of one small dataset and its twins, whose training is another."""
     model = {"dim": 8, "max_len": 6, "loss": {"name": "bce"}}
     methods: dict[str, Any] = {
         "din": {"method": "next_item", "model": {**model, "backbone": {"name": "din"}}},
@@ -289,13 +289,18 @@ def study_of(folder: Path) -> None:
         "filter": {"min_user_interactions": 1},
         "seeds": [0, 1],
     }
-    names = ("toy", "toy-noise")
+    twins = {
+        "toy-noise": {"noise": {"share": 0.2}},
+        "toy-half": {"sample": {"share": 0.5}},
+        "toy-fake": {"poison": {"attack": {"name": "injection"}, "share": 0.2, "pushed": 2}},
+    }
+    names = ("toy", *twins)
     for block_of in methods.values():
         block_of |= {"label": "M", "training": {"max_epochs": 1, "batch_size": 32}}
     data = {
         "root": ".",
         "study": {"name": "s", "title": "S"},
-        "datasets": {"toy": block, "toy-noise": {**block, "noise": {"share": 0.2}}},
+        "datasets": {"toy": block, **{name: {**block, **twin} for name, twin in twins.items()}},
         "targets": list(names),
         "methods": methods,
         "cells": {name: {method: {} for method in methods} for name in names},
@@ -318,7 +323,7 @@ def test_from_raw_files_to_the_record(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports/code.json").write_text('{"train": {}}')
     records: dict[tuple[str, str], Any] = {}
-    for dataset in ("toy", "toy-noise"):
+    for dataset in ("toy", "toy-noise", "toy-half", "toy-fake"):
         preprocess.main(dataset=dataset)
         for method in ("din", "atjt"):
             train.main(dataset=dataset, method=method)
@@ -330,7 +335,16 @@ def test_from_raw_files_to_the_record(tmp_path: Path, monkeypatch: pytest.Monkey
             assert ("noise" in record["seeds"][seed]) == (dataset == "toy-noise" and method == "atjt")
             assert ("degeneration" in record["seeds"][seed]) == (method == "atjt")  # din has no states
             assert 0 < record["seeds"][seed]["sampled"]["9@0.75"]["auc"] < 1
+            assert record["seeds"][seed]["users"] == 50  # all are ranked for, whoever was trained on
+            assert ("pushed_exposure@10" in record["seeds"][seed]) == (dataset == "toy-fake")
         assert record["sampled_hashes"] == records[dataset, "din"]["sampled_hashes"]
+    stores = {
+        name: inputs.load(tmp_path / "data/prepared" / name, {}) for name in ("toy", "toy-half", "toy-fake")
+    }
+    assert [len(prepared.store(["train"])) for prepared in stores.values()] == [50, 25, 60]
+    users = stores["toy"].held_out("test")[0]
+    lengths = [prepared.store(["train", "valid"], users).lengths.tolist() for prepared in stores.values()]
+    assert lengths[0] == lengths[1] == lengths[2]  # and everyone's history is whole
     found = records["toy-noise", "atjt"]["seeds"]["0"]["noise"]
     statistics = json.loads((tmp_path / "reports/cells/preprocess/toy-noise.json").read_text())
     assert found["noise_share"] == pytest.approx(statistics["injected_noise_share"], rel=1e-5)

@@ -15,10 +15,12 @@ ALONE = [sys.executable]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def weights(command: list[str], loss: str, item_gradient: str, output: Path) -> dict[str, torch.Tensor]:
+def weights(
+    command: list[str], loss: str, item_gradient: str, output: Path, *flags: str
+) -> dict[str, torch.Tensor]:
     path = os.pathsep.join([str(RUN.parents[1]), str(RUN.parent)])
     subprocess.run(
-        [*command, str(RUN), loss, item_gradient, str(output)],
+        [*command, str(RUN), loss, item_gradient, str(output), *flags],
         check=True,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -49,3 +51,11 @@ def test_two_processes_take_the_steps_of_one(loss: str, item_gradient: str, tmp_
     for ours, theirs in zip(history, their_history, strict=True):
         assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-4)
         assert theirs["valid_ndcg@10"] == pytest.approx(ours["valid_ndcg@10"], rel=1e-2)
+
+
+def test_what_is_frozen_stays_in_both(tmp_path: Path) -> None:
+    one = weights(ALONE, "cross_entropy", "dense", tmp_path / "one.safetensors", "frozen")
+    two = weights(TWO, "cross_entropy", "dense", tmp_path / "two.safetensors", "frozen")
+    for name in one:
+        if name.startswith("backbone."):
+            assert torch.equal(two[name], one[name]), name

@@ -439,6 +439,42 @@ def test_the_report_tells_what_pretraining_gained(repository: Repository) -> Non
     assert curves["epoch"].tolist() == [1, 2]
 
 
+OUTSIDERS = '''"""Every item's vector moves by the budget along the first axis."""
+
+import torch
+
+from ballast.robustness.ascent import Found
+from ballast.robustness.attacks import Attack
+
+
+class Adversary(Attack):
+    def search(self, objective, ball, rng):
+        delta = torch.zeros_like(objective.surface.values)
+        delta[:, 0] = 1.0
+        return Found(ball.projected(delta * ball.radius), 0.0)
+'''
+
+
+def test_an_outsiders_attack_is_one_file_and_one_block(repository: Repository) -> None:
+    def attack(params: Any) -> None:
+        params["robustness"]["attacks"] = {"mine": {"attack": {"name": "sideways"}, "budgets": [0.5]}}
+
+    path = repository.folder / "ballast/robustness/attacks/sideways.py"
+    try:
+        path.write_text(OUTSIDERS)
+        with repository.changed("params.yaml", attack):
+            tested = {stage for stage in EVERY_STAGE if stage.startswith("robustness")}
+            assert repository.repro() == {"fingerprint", "report"} | tested
+            table = schemas.read("robustness", repository.folder / "reports/robustness/shop--sasrec.parquet")
+            mine = table[table["condition"] == "mine"]
+            assert set(mine["surface"]) == {"items"}
+            assert mine["size"].to_numpy() == pytest.approx(0.5)
+            path.write_text(OUTSIDERS.replace("delta[:, 0] = 1.0", "delta[:, 1] = 1.0"))
+            assert repository.repro() == {"fingerprint", "report"} | tested
+    finally:
+        path.unlink()
+
+
 def test_a_comment_reruns_nothing_but_the_fingerprint(repository: Repository) -> None:
     path = repository.folder / "ballast/models/sequential.py"
     text = path.read_text()

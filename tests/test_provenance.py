@@ -235,7 +235,9 @@ PARAMS = """
 root: .
 study: {name: toy, title: A toy study}
 datasets:
-  shop: {label: S, terms: none, source: {}, reader: {name: tabular}, seeds: [0]}
+  shop: &shop {label: S, terms: none, source: {}, reader: {name: tabular}, seeds: [0]}
+  spoilt: {<<: *shop, poison: {attack: {name: injection}, share: 0.1}}
+  turned: {<<: *shop, poison: {attack: {name: gradient}, share: 0.1}}
 targets: [shop]
 content_datasets: [shop]
 features: {text: {name: tfidf_svd}}
@@ -288,6 +290,7 @@ def fingerprints(tree: Path, entries: dict[str, Any]) -> dict[str, str]:
 
 
 PRETRAINED = {"pretrain.shared"}
+POISONED = {"preprocess.spoilt", "preprocess.turned"}
 
 
 def cells(*methods: str, stages: tuple[str, ...] = CELL_STAGES) -> set[str]:
@@ -301,19 +304,23 @@ def cells(*methods: str, stages: tuple[str, ...] = CELL_STAGES) -> set[str]:
         (("ballast/models/methods/popularity.py", ".expand(", ".clone().expand("), cells("popularity")),
         # Files that are found by name: a default, and one that a cell puts in place of the method's own.
         (("ballast/models/backbones/sasrec.py", "std=0.02", "std=0.03"),
-         cells("transfer") | PRETRAINED),
+         cells("transfer") | PRETRAINED | {"preprocess.turned"}),
         (("ballast/models/backbones/gru4rec.py", "config.hidden or dim", "config.hidden or 2 * dim"),
          cells("renamed", stages=ON_DATASET)),
         (("ballast/models/losses/bce.py", "softplus(-positive)", "softplus(1 - positive)"),
          cells("renamed")),
         (("ballast/models/losses/cross_entropy.py", "losses.sum() / count", "losses.sum()"),
-         cells("transfer") | PRETRAINED),
-        (("ballast/data/readers/tabular.py", "before - len(interactions)", "0"), {"preprocess"}),
+         cells("transfer") | PRETRAINED | {"preprocess.turned"}),
+        (("ballast/data/readers/tabular.py", "before - len(interactions)", "0"),
+         {"preprocess.shop", *POISONED}),
+        # Fake users are made by a file that the dataset's block names.
+        (("ballast/robustness/poisons/injection.py", "rng.permutation(", "0 * rng.permutation("),
+         POISONED),
         (("ballast/data/simulated/domains/decor.py", "Hallowell", "Halliwell"), {"fetch"}),
         (("ballast/content/text.py", "random_state=config.seed", "random_state=1"), {"features", "fitted"}),
         # What a block means: a default, and how a cell changes it; a new section of params does not.
         (("ballast/params.py", "batch_size: int = 256", "batch_size: int = 255"),
-         cells(*EVERY_METHOD) | PRETRAINED | {"report"}),
+         cells(*EVERY_METHOD) | PRETRAINED | {"report", "preprocess.turned"}),
         (("ballast/params.py", "topk: int = 20", "topk: int = 21"), {"report"}),
         # What the stages share.
         (("stages/inputs.py", "every[:1]", "every[:2]"), cells(*EVERY_METHOD) | PRETRAINED),
@@ -373,4 +380,5 @@ def test_nothing_is_imported_in_ways_that_a_fingerprint_does_not_see() -> None:
         ("ballast/models/losses/__init__.py", "import_module"),
         ("ballast/models/registry.py", "import_module"),
         ("ballast/robustness/attacks/__init__.py", "import_module"),
+        ("ballast/robustness/poisons/__init__.py", "import_module"),
     }

@@ -30,7 +30,7 @@ ITEMS = 200
 pytestmark = pytest.mark.timeout(300)
 
 
-def write_params(folder, datasets=DATASETS, methods=METHODS, **report):
+def write_params(folder, datasets=DATASETS, methods=METHODS, kinds=("insert", "shuffle"), **report):
     data = {
         "root": "../..",
         "study": {"name": "made-up", "title": "A made-up study", "question": "Does the report hold?"},
@@ -55,7 +55,7 @@ def write_params(folder, datasets=DATASETS, methods=METHODS, **report):
         "tuning": {},
         "cells": {dataset: {method: {} for method in methods} for dataset in datasets},
         "evaluation": {},
-        "robustness": {"users": 40, "kinds": ["insert", "shuffle"], "budgets": [0.0, 0.2, 0.5]},
+        "robustness": {"users": 40, "kinds": list(kinds), "budgets": [0.0, 0.2, 0.5]},
         "report": {"bootstrap_draws": 300, **report},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
@@ -167,7 +167,7 @@ def write_cell(folder, params, dataset, method, users, strength, is_fixed):
 
 
 def make_study(folder, datasets=DATASETS, methods=METHODS, strength=STRENGTH, **report):
-    params = write_params(folder, datasets, methods, **report)
+    params = write_params(folder, datasets, methods, **report)  # `kinds` of corruption among them
     for dataset, users in datasets.items():
         for method in methods:
             fixed = method in ("popularity", "item-knn", "feature-knn")
@@ -531,6 +531,91 @@ def test_a_study_without_such_records_has_no_word_of_them(study, richer):
     pages = [(folder / "reports/index.html").read_text() for folder in (study, richer)]
     for words in ("Against sampled negatives", "Do the weights know the noise?"):
         assert [words in page for page in pages] == [False, True]
+
+
+ALTERED = {
+    "toys": {},
+    "toys-half": {"sample": {"share": 0.5}},
+    "toys-noisy": {"noise": {"share": 0.2}},
+    "toys-control": {"poison": {"attack": {"name": "random"}, "share": 0.0}},
+    "toys-fake": {"poison": {"attack": {"name": "injection"}, "share": 0.1}},
+    "toys-others": {
+        "poison": {"attack": {"name": "random"}, "share": 0.1, "seed": 7}
+    },  # no control of its own
+}
+EXPOSED = {"toys-control": 0.01, "toys-fake": 0.2, "toys-others": 0.3}
+
+
+@pytest.fixture(scope="module")
+def altered(tmp_path_factory, stage):
+    """One dataset, whole and with its training cut, spoilt and poisoned, with its report written."""
+    folder = tmp_path_factory.mktemp("altered")
+    kinds = ("insert", "delete-first", "delete-last")
+    params = make_study(folder, dict.fromkeys(ALTERED, 120), kinds=kinds)
+    write_cell(folder, params, "toys-fake", "sasrec", 120, 0.3, False)  # what it loses with fake users
+    settings = yaml.safe_load((folder / "params.yaml").read_text())
+    for name, block in ALTERED.items():
+        settings["datasets"][name] |= {**block, "is_simulated": False}
+        path = folder / f"reports/cells/preprocess/{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "fake_users": 12, "pushed_items": [3]}))
+    (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    for path in (folder / "reports/cells/evaluate").glob("*.json"):
+        cell = json.loads(path.read_text())
+        for seed, record in cell["seeds"].items():
+            if cell["dataset"] in EXPOSED:
+                record["pushed_exposure@10"] = EXPOSED[cell["dataset"]] + 0.01 * int(seed)
+        path.write_text(json.dumps(cell))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        stage.main()
+    return folder
+
+
+def test_fake_users_are_set_against_their_control(altered):
+    frame = table(altered, "poisoning").set_index(["variant", "method"])
+    assert list(frame.index) == [("toys-fake", name) for name in METHODS]  # the others have no control
+    row = frame.loc[("toys-fake", "sasrec")]
+    assert (row["dataset"], row["condition"], row["share"], row["fake_users"]) == (
+        "toys",
+        "injection",
+        0.1,
+        12,
+    )
+    assert [row["clean_exposure"], row["exposure"]] == pytest.approx([0.02, 0.21])
+    assert [row["exposure_low"], row["exposure_high"]] == pytest.approx([0.2, 0.22])
+    means = [ndcg_of(altered, name) for name in ("toys-control", "toys-fake")]
+    assert [row["control"], row["ndcg@10"]] == pytest.approx(means)
+    assert row["change"] == pytest.approx(means[1] / means[0] - 1)
+    assert row["low"] < row["change"] < row["high"] < 0
+    unmoved = frame.loc[("toys-fake", "item-knn")]
+    assert (unmoved["change"], unmoved["low"], unmoved["high"]) == (0, 0, 0)
+    curve = pd.read_csv(altered / "reports/figures/poisoning-injection.csv").query("method == 'sasrec'")
+    assert curve["share"].tolist() == [0.0, 0.1]
+    assert curve["exposure"].tolist() == pytest.approx([0.02, 0.21])
+    assert "Fake users in training" in (altered / "reports/index.html").read_text()
+
+
+def test_changes_at_the_ends_of_a_history_share_a_figure(altered):
+    frame = pd.read_csv(altered / "reports/figures/robustness-delete-places.csv")
+    assert set(map(tuple, frame[["condition", "place", "budget"]].to_numpy())) == {
+        ("delete-first", 0, 0.2), ("delete-last", 2, 0.2)
+    }  # fmt: skip
+    assert (altered / "reports/figures/robustness-insert.csv").exists()
+    assert not (altered / "reports/figures/robustness-delete-first.csv").exists()
+
+
+def ndcg_of(folder, dataset):
+    ranks = schemas.read("ranks", folder / f"reports/ranks/{dataset}--sasrec.parquet")
+    return ndcg(ranks["rank"].to_numpy(), 10).mean()
+
+
+def test_accuracy_is_drawn_by_what_was_done_to_training(altered):
+    cut = pd.read_csv(altered / "reports/figures/by-sample.csv")
+    spoilt = pd.read_csv(altered / "reports/figures/by-noise.csv")
+    assert set(map(tuple, cut[["variant", "dataset", "share"]].to_numpy())) == {
+        ("toys", "toys", 1.0), ("toys-half", "toys", 0.5)
+    }  # fmt: skip
+    assert set(map(tuple, spoilt[["variant", "share"]].to_numpy())) == {("toys", 0.0), ("toys-noisy", 0.2)}
 
 
 def test_verdicts_follow_the_planted_order(study):

@@ -80,13 +80,14 @@ def test_sizes_are_exact(store, histories, budget):
         noise = corrupt(longer, kind, budget, 3, ITEMS)
         for old, new, size in zip(rows_of(longer), rows_of(noise.store), noise.size.tolist(), strict=True):
             count = max(half_up(budget, len(old)), 1) if old else 0
-            if kind == "insert":
+            change = kind.partition("-")[0]
+            if change == "insert":
                 assert len(new) - len(old) == count
                 assert is_subsequence(old, new)
-            elif kind == "replace":
+            elif change == "replace":
                 assert len(new) == len(old)
                 assert sum(a != b for a, b in zip(old, new, strict=True)) == count
-            elif kind == "delete":
+            elif change == "delete":
                 count = min(count, max(len(old) - 1, 0))
                 assert len(old) - len(new) == count
                 assert is_subsequence(new, old)
@@ -124,9 +125,27 @@ def test_noise_of_a_user_depends_on_nobody_else(store, kind):
 def test_hash_tells_noise_apart(store, kind):
     noise = corrupt(store, kind, 0.3, 3, ITEMS)
     assert noise.hash == corrupt(store, kind, 0.3, 3, ITEMS).hash
-    others = [corrupt(store, kind, 0.3, 4, ITEMS).hash, corrupt(store, kind, 0.5, 3, ITEMS).hash]
     renamed = SequenceStore(store.items, store.offsets, store.user_ids + 1)
-    assert len({noise.hash, *others, corrupt(renamed, kind, 0.3, 3, ITEMS).hash}) == 4
+    others = [corrupt(store, kind, 0.5, 3, ITEMS).hash, corrupt(renamed, kind, 0.3, 3, ITEMS).hash]
+    assert len({noise.hash, *others}) == 3
+    is_drawn = not kind.startswith("delete-")  # which items go is a matter of their place alone
+    assert (corrupt(store, kind, 0.3, 4, ITEMS).hash != noise.hash) == is_drawn
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"),
+    [("first", [3, 4, 5, 6, 7]), ("middle", [1, 2, 5, 6, 7]), ("last", [1, 2, 3, 4, 5])],
+)
+def test_placed_changes_are_where_they_say(place, kept):
+    histories = make_store([[1, 2, 3, 4, 5, 6, 7]])
+    left = rows_of(corrupt(histories, f"delete-{place}", 0.3, 0, ITEMS).store)[0]
+    assert left == kept
+    replaced = rows_of(corrupt(histories, f"replace-{place}", 0.3, 0, ITEMS).store)[0]
+    assert [item for item in replaced if item <= 7] == left
+    assert (
+        corrupt(histories, f"replace-{place}", 0.3, 1, ITEMS).hash
+        != corrupt(histories, f"replace-{place}", 0.3, 0, ITEMS).hash
+    )
 
 
 def test_noise_does_not_change_between_versions():
@@ -380,10 +399,11 @@ def read_cell(folder, method):
 
 def test_stage_writes_every_condition(study):
     table, cell = read_cell(study, "knn")
-    asked = {"users": 20, "seed": 0, "kinds": list(KINDS), "budgets": [0.0, 0.2, 0.5]}
+    kinds = ["insert", "replace", "delete", "shuffle"]
+    asked = {"users": 20, "seed": 0, "kinds": kinds, "budgets": [0.0, 0.2, 0.5]}
     assert cell["config"].items() >= asked.items()
     assert list(cell["seeds"]) == ["0"]  # counting draws nothing at random
-    names = {f"{kind}@{budget:g}" for kind in KINDS for budget in (0.2, 0.5)}
+    names = {f"{kind}@{budget:g}" for kind in kinds for budget in (0.2, 0.5)}
     assert set(cell["noise_hashes"]) == set(cell["seeds"]["0"]["sizes"]) == names
     assert len(table) == 20 * 8
     assert table.groupby("user_id")["clean_rank"].nunique().eq(1).all()

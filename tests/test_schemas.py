@@ -159,7 +159,7 @@ BROKEN = [
         "row 4: position 4 of user 1 leaves a gap: positions are 0, 1, 2, ...",
     ),
     ("interactions", "position", 4, 1, "row 6: user_id 2, position 1 is given twice"),
-    ("interactions", "split", 0, "dev", "row 1: split 'dev' is not one of train, valid, test"),
+    ("interactions", "split", 0, "dev", "row 1: split 'dev' is not one of train, history, valid, test"),
     ("interactions", "split", 1, "test", "row 3: split 'valid' is out of order for its user"),
     ("interactions", "split", 2, "test", "row 4: split 'test' is out of order for its user"),
     ("interactions", "split", 2, None, "row 3: split is empty"),

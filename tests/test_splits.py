@@ -7,9 +7,9 @@ import pytest
 from ballast.data.filtering import first_of_each_item, k_core
 from ballast.data.preparation import prepare
 from ballast.data.readers import CONTENT, RawTables
-from ballast.data.splits import split
+from ballast.data.splits import sampled, split
 from ballast.errors import BallastError
-from ballast.params import DatasetParams, FilterParams, SourceParams, SplitParams
+from ballast.params import DatasetParams, FilterParams, SampleParams, SourceParams, SplitParams
 
 
 def frame(rows: str, times: list[int] | None = None) -> pd.DataFrame:
@@ -211,3 +211,36 @@ def test_stats_by_hand() -> None:
         "notes": {},
     }
     assert stats == expected
+
+
+def trained(share: float, seed: int = 0) -> set[int]:
+    table = prepare(
+        "d", raw(random_frame(0)), params(sample=SampleParams(share=share, seed=seed))
+    ).interactions
+    return set(table.loc[table["split"] == "train", "user_id"])
+
+
+def test_training_on_some_users_takes_nothing_else_away() -> None:
+    whole = prepare("d", raw(random_frame(0)), params())
+    part = prepare("d", raw(random_frame(0)), params(sample=SampleParams(share=0.25)))
+    pd.testing.assert_frame_equal(
+        part.interactions.assign(split=part.interactions["split"].replace("history", "train")),
+        whole.interactions,
+    )
+    per_user = part.interactions.query("split in ('train', 'history')").groupby("user_id")["split"].nunique()
+    assert per_user.max() == 1
+    assert part.stats["trained_users"] == len(trained(0.25)) == round(0.25 * whole.stats["users"])
+    rows = part.interactions[part.interactions["split"] == "train"]
+    expected = rows["item_id"].value_counts().reindex(part.items["item_id"], fill_value=0)
+    assert list(part.items["n_train"]) == list(expected)
+
+
+def test_a_larger_share_keeps_the_users_of_a_smaller_one() -> None:
+    assert trained(0.1) < trained(0.3) < trained(1.0)
+    assert trained(0.3, seed=1) != trained(0.3)
+    assert len(trained(1e-9)) == 1
+
+
+def test_the_whole_is_a_share_of_one() -> None:
+    whole = prepare("d", raw(random_frame(0)), params()).interactions
+    pd.testing.assert_frame_equal(sampled(whole, SampleParams(share=1.0)), whole)

@@ -261,6 +261,16 @@ def test_a_carried_state_keeps_the_targets_features(toy_info: DatasetInfo, tmp_p
     assert not torch.equal(model.features_text, source["features_text"])
 
 
+def test_a_state_that_lacks_what_is_carried_is_refused(toy_info: DatasetInfo, tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    registry.save(built("ant", toy_info, modalities=["text", "image"]), path)
+    registry.adopt(built("ant", toy_info), path)  # the item side is learned anew
+    with pytest.raises(
+        BallastError, match=r"'experts\.price.*' does not fit: pre-train and adapt with the same"
+    ):
+        registry.adopt(built("ant", toy_info, carries_items=True), path)
+
+
 def test_ids_are_never_carried(toy_info: DatasetInfo) -> None:
     model = built("ant", toy_info, has_ids=True, carries_items=True)
     assert not any(name.startswith("items") for name in model.transferable)
@@ -377,6 +387,16 @@ def test_attention_weighs_modalities(toy_info: DatasetInfo) -> None:
     weight = logits.masked_fill(missing, -torch.inf).softmax(1).nan_to_num(0.0)
     torch.testing.assert_close(model.feature_table(), weight[:, :1] * t + weight[:, 1:] * v)
     assert bool((missing.any(1) & ~missing.all(1)).any())  # some item has one modality alone
+
+
+def test_both_networks_make_the_state_that_scores(toy_info: DatasetInfo) -> None:
+    model = built("fdsa", toy_info, modalities=["text"]).eval()
+    history, table = batch().history, model.item_table()
+    torch.testing.assert_close(model.score(batch()), model.query(history, table) @ table.T)
+    torch.nn.init.normal_(model.projections["text"].weight)
+    before = model.query(history, table)
+    torch.nn.init.zeros_(model.projections["text"].weight)
+    assert not torch.allclose(model.query(history, table), before)
 
 
 def test_pretraining_trains_the_tasks_and_finetuning_does_not(toy_info: DatasetInfo) -> None:

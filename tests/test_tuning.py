@@ -16,6 +16,7 @@ from ballast import params as parameters
 from ballast import tuning
 from ballast.data import schemas
 from ballast.errors import BallastError
+from ballast.models.methods.next_item import NextItem
 from ballast.params import TuningParams
 from ballast.reporting import evidence
 
@@ -169,19 +170,27 @@ def test_an_ended_search_goes_on_where_it_was(study: Path, monkeypatch: pytest.M
     calls = []
 
     def fit(*given: Any, **named: Any) -> Any:
-        calls.append(named["label"])
+        calls.append(given[-1])
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*given, **named)
 
-    real = tune.fit
-    monkeypatch.setattr(tune, "fit", fit)
+    real = tune.fit_phases
+    monkeypatch.setattr(tune, "fit_phases", fit)
     with pytest.raises(KeyboardInterrupt):
         tune.main("tiny", "sasrec")
     tune.main("tiny", "sasrec")
     assert calls == [f"tiny sasrec trial {n} of 3" for n in (1, 2, 2, 3)]
     for one, other in zip(whole["trials"], record("sasrec")["trials"], strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_a_trial_goes_through_every_phase(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered = []
+    monkeypatch.setattr(NextItem, "phases", ("base", "adversarial"))
+    monkeypatch.setattr(NextItem, "enter", lambda self, phase: entered.append(phase))
+    tune.main("tiny", "sasrec")
+    assert entered == ["base", "adversarial"] * 3
 
 
 @pytest.mark.parametrize(

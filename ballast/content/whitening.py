@@ -59,3 +59,13 @@ def fit(
     matrix = axes * scale  # (F, F)
     matrix = matrix @ axes.T if kind == "zca" else matrix[:, :dim]
     return Whitening(mean.to(vectors.dtype), matrix.to(vectors.dtype))
+
+
+def unit(vectors: Tensor, missing: Tensor) -> Tensor:
+    """(I, F) vectors whitened, then scaled to a mean norm of 1; rows that are `missing` (I,) are zero.
+
+    So that a projection of them starts as small as learned vectors do.
+    """
+    whitened = fit(vectors, missing).apply(vectors, missing)  # (I, F)
+    scale = whitened.norm(dim=1)[~missing].mean() if bool(whitened.any()) else 1.0
+    return whitened / scale

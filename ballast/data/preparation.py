@@ -9,7 +9,7 @@ import pandas as pd
 from ballast.data.filtering import in_order, k_core
 from ballast.data.noise import inject
 from ballast.data.readers import CONTENT, RawTables
-from ballast.data.splits import split
+from ballast.data.splits import sampled, split
 from ballast.errors import BallastError
 from ballast.params import DatasetParams, Params
 
@@ -38,8 +38,8 @@ def prepare(dataset: str, raw: RawTables, params: DatasetParams) -> Prepared:
     """Sort, filter, check the expected counts, split, and number users and items from 1.
 
     Items are all that the filter keeps, also those that only occur in rows that the split drops: the
-    shop has them. Noise is put in last, so that it changes neither ids nor targets. Raises BallastError if
-    nothing is left or the counts are not the expected ones.
+    shop has them. Noise is put in after that, so that it changes neither ids nor targets; users are sampled
+    last. Raises BallastError if nothing is left or the counts are not the expected ones.
     """
     where = f"params.yaml: datasets.{dataset}"
     kept = k_core(in_order(raw.interactions), params.filter, where)
@@ -47,20 +47,23 @@ def prepare(dataset: str, raw: RawTables, params: DatasetParams) -> Prepared:
     rows = split(kept, params.split, where)
     item_ids, user_ids = _numbered(kept["item"]), _numbered(rows["user"])
     clean = _interactions(rows, user_ids, item_ids)
-    interactions = clean if params.noise is None else inject(clean, params.noise, len(item_ids), where)
+    noisy = clean if params.noise is None else inject(clean, params.noise, len(item_ids), where)
+    interactions = noisy if params.sample is None else sampled(noisy, params.sample)
     is_train = interactions["split"] == "train"
     items = _items(raw, item_ids)
     counts = np.bincount(interactions.loc[is_train, "item_id"], minlength=len(items) + 1)
     items["n_train"] = counts[1:].astype(np.int32)
     if "price" in rows:
-        # Only what was paid in training: a later price would tell of the future.
+        # Only what was paid in training, by whomever: a later price would tell of the future.
         prices = rows.loc[rows["split"] == "train"].groupby("item")["price"].median()
         items["price"] = items["raw_item_id"].map(prices).astype(np.float32)
     users = pd.DataFrame({"user_id": user_ids.to_numpy(np.int32), "raw_user_id": user_ids.index.astype(str)})
     stats = _stats(params, interactions, items, raw.notes)
     if params.noise is not None:
-        injected = (interactions["item_id"] != clean["item_id"]).sum() / max(1, is_train.sum())
+        injected = (noisy["item_id"] != clean["item_id"]).sum() / max(1, (clean["split"] == "train").sum())
         stats["injected_noise_share"] = _rounded(injected)
+    if params.sample is not None:
+        stats["trained_users"] = int(interactions.loc[is_train, "user_id"].nunique())
     return Prepared(interactions, items, users, stats)
 
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from ballast.errors import BallastError
 from ballast.reproducibility import atomic_path
 
-SPLITS = ("train", "valid", "test")
+SPLITS = ("train", "history", "valid", "test")
+"""`history` is what nothing is trained on; it is read like training rows when ranking for its user."""
 
 Kind = Literal["i32", "i64", "f32", "bool", "string", "dictionary", "u16 or u32", "vector", "list<i32>"]
 # A broken rule: which rows break it, and what to say of the first of them.
@@ -312,8 +313,8 @@ def _interaction_problems(frame: pd.DataFrame, path: Path) -> Iterator[Problem]:
         "position {position} of user {user_id} leaves a gap: positions are 0, 1, 2, ...",
     )
     code = pd.Categorical(frame["split"], SPLITS).codes
-    # Training rows first, then at most one of each of the others.
-    is_late = is_same_user & ((code[1:] < code[:-1]) | ((code[1:] == code[:-1]) & (code[1:] > 0)))
+    # Rows of training or history first, then at most one of each of the others.
+    is_late = is_same_user & ((code[1:] < code[:-1]) | ((code[1:] == code[:-1]) & (code[1:] > 1)))
     yield (
         np.concatenate([np.zeros(min(1, len(frame)), bool), is_late]),
         "split '{split}' is out of order for its user",

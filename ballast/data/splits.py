@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 
 from ballast.errors import BallastError
-from ballast.params import SplitParams
+from ballast.params import SampleParams, SplitParams
+from ballast.reproducibility import numpy_generator
 
 
 def split(interactions: pd.DataFrame, params: SplitParams, where: str) -> pd.DataFrame:
@@ -64,3 +65,17 @@ def global_time(
             "of users with a history; change valid_share and test_share"
         )
     return frame
+
+
+def sampled(interactions: pd.DataFrame, params: SampleParams) -> pd.DataFrame:
+    """The table `interactions` with `history` in place of `train` for users who are not trained on.
+
+    Of the users with training rows, round(share * U) but at least one are trained on: the first in one random
+    order of them all, so that a larger share keeps those of a smaller one.
+    """
+    is_train = interactions["split"] == "train"
+    users = np.unique(interactions.loc[is_train, "user_id"])
+    order = numpy_generator(params.seed, "users to train on").permutation(len(users))
+    kept = users[order[: max(1, round(params.share * len(users)))]]
+    is_left = is_train & ~interactions["user_id"].isin(kept)
+    return interactions.assign(split=interactions["split"].mask(is_left, "history"))

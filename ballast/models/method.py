@@ -51,6 +51,9 @@ class Method(nn.Module):
     # not from their succession, and so from users with a single one.
     learns_first_items: ClassVar[bool] = False
 
+    # Whether users have learned vectors: nothing can be said for one who was not trained on.
+    learns_users: ClassVar[bool] = False
+
     # Trained one after the other, each with new optimisers and early stopping, from the best of the last.
     phases: tuple[str, ...] = ("",)
 

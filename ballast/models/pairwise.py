@@ -70,6 +70,7 @@ class PairwiseMethod(Method):
 
     # A user's first item is a pair like any other: a lone one is all that there is to learn from.
     learns_first_items: ClassVar[bool] = True
+    learns_users: ClassVar[bool] = True
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Method.Config):

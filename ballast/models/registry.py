@@ -64,9 +64,9 @@ def adopt(method: Method, path: Path) -> None:
     carried = {name: value for name, value in load_file(path).items() if name.startswith(prefixes)}
     if not prefixes or not carried:
         raise BallastError(f"{type(method).__name__}: nothing to carry over from {path}")
-    own = method.state_dict()
-    for name, value in carried.items():
-        if name not in own or own[name].shape != value.shape:
+    own = {name: value for name, value in method.state_dict().items() if name.startswith(prefixes)}
+    for name in sorted({*own, *carried}):
+        if name not in own or name not in carried or own[name].shape != carried[name].shape:
             raise BallastError(
                 f"{path}: '{name}' does not fit: pre-train and adapt with the same model settings"
             )

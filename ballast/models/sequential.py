@@ -45,6 +45,11 @@ class SequentialMethod(Method):
         states: Tensor = self.backbone(history, table)
         return states
 
+    def query(self, history: Tensor, table: Tensor) -> Tensor:
+        """(B, L) item ids to the (B, D) states that score the next item."""
+        state: Tensor = self.backbone.query(history, table)
+        return state
+
     def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         table = self.item_table()
         view = self.backbone.training_view(batch, rng)
@@ -88,7 +93,7 @@ class SequentialMethod(Method):
         if self.backbone.reads_candidates:
             every = torch.arange(len(table), device=table.device)
             return self.backbone.candidate_scores(batch.history, every, table, table).float()
-        state = self.backbone.query(batch.history, table)  # (B, D)
+        state = self.query(batch.history, table)  # (B, D)
         # Whatever the encoder's precision: bfloat16 scores of neighbours in rank would be equal.
         with torch.autocast(state.device.type, enabled=False):
             return state.float() @ table.float().T

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -125,6 +126,41 @@ def fit(
     method.load_state_dict(best)
     method.eval()
     return progress
+
+
+def fit_phases(
+    method: Method,
+    store: SequenceStore,
+    validation: Validation,
+    params: TrainingParams,
+    seed: int,
+    state: Path,
+    label: str = "",
+) -> dict[str, Any]:
+    """Fit each phase of `method` from the best state of the one before; the account is the last one's.
+
+    Where there are several, `seconds` are those of all, and `phases` has each one's own account. Checkpoints
+    lie beside `state`.
+    """
+    accounts = {}
+    for phase in method.phases:
+        method.enter(phase)
+        checkpoint = state.with_suffix(f".{phase}.ckpt" if phase else ".ckpt")
+        named = f"{label} {phase}".rstrip()
+        accounts[phase] = fit(method, store, validation, params, seed, checkpoint, label=named).summary()
+    last = list(accounts.values())[-1]
+    if len(accounts) == 1:
+        return last
+    seconds = round(sum(account["seconds"] for account in accounts.values()), 2)
+    return {**last, "seconds": seconds, "phases": accounts}
+
+
+def footprint(method: Method) -> dict[str, int]:
+    """Its parameters, and the most memory this process has held."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in method.parameters()),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
 
 
 def _set_learning_rate(optimizers: Optimizers, params: TrainingParams, epoch: int) -> None:

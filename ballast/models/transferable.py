@@ -73,6 +73,11 @@ class TransferableMethod(SequentialMethod):
         """(N, D) vectors of `items` (N,), of all if None, by modality; zero where it is missing."""
         raise NotImplementedError
 
+    def known(self, name: str, buffer: str, items: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rows (N, ...) of the buffer `<buffer>_<name>` for `items`, all if None, and (N, 1) where known."""
+        rows, is_known = getattr(self, f"{buffer}_{name}"), getattr(self, f"is_known_{name}")
+        return (rows, is_known) if items is None else (rows[items], is_known[items])
+
     def combined(self, parts: dict[str, Tensor]) -> Tensor:
         """(N, D) vectors from those of each modality: their sum."""
         return torch.stack(list(parts.values())).sum(0)
@@ -154,9 +159,7 @@ class ExpertMethod(TransferableMethod):
     def modality_vectors(self, items: Tensor | None = None) -> dict[str, Tensor]:
         found = {}
         for name, experts in self.experts.items():
-            vectors, is_known = getattr(self, f"features_{name}"), getattr(self, f"is_known_{name}")
-            if items is not None:
-                vectors, is_known = vectors[items], is_known[items]
+            vectors, is_known = self.known(name, "features", items)
             found[name] = experts(vectors) * is_known
         return found
 

@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE
-from ballast.params import Params
+from ballast.params import ClaimParams, Params
 from ballast.reporting.pairs import find
 from ballast.reporting.results import Results
 
@@ -56,8 +56,13 @@ def default_claims(results: Results, params: Params) -> list[Claim]:
         for declared in params.report.claims:
             pairs = [pair for pair in declared.pairs if set(pair) <= set(methods)]
             tests = [find(results.pairs, str(dataset), *pair) for pair in pairs]
-            claims += [_claim(f"{declared.text} on {place}", tests)] if tests else []
+            claims += [_claim(declared_text(declared, place), tests)] if tests else []
     return claims
+
+
+def declared_text(declared: ClaimParams, place: str) -> str:
+    """How a claim of params.yaml reads for one dataset."""
+    return f"{declared.text} on {place}"
 
 
 def _order(

@@ -140,6 +140,12 @@ def _check_settings(cell: Cell, params: Params) -> None:
                 raise BallastError(
                     f"cell {cell.name}: its {stage} table has {column} {sorted(found)}; {_rerun(stage, cell)}"
                 )
+    is_poisoned = params.datasets[cell.dataset].poison is not None
+    if any(("pushed_exposure@10" in seed) != is_poisoned for seed in cell.evaluate["seeds"].values()):
+        raise BallastError(
+            f"cell {cell.name}: stale: its evaluate record was made with another 'poison' than params.yaml "
+            f"has; {_rerun('evaluate', cell)}"
+        )
     is_history = cell.robustness["surface"].astype(str) == "history"
     kinds = set(cell.robustness.loc[is_history, "condition"].astype(str))
     if kinds != set(params.robustness.kinds):

@@ -8,8 +8,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ballast.evaluation.metrics import HEADLINE
 from ballast.params import Params
-from ballast.reporting import threats
-from ballast.reporting.claims import Claim
+from ballast.reporting import threats, variants
+from ballast.reporting.claims import Claim, declared_text
 from ballast.reporting.pairs import find
 from ballast.reporting.plots import Look
 from ballast.reporting.results import Results
@@ -71,7 +71,7 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             ["train", "evaluate", "report"],
             ["methods", "cells", "datasets.*.seeds", "report.bootstrap_draws"],
             [tables["accuracy"]],
-            [figures["accuracy"]],
+            [figures["accuracy"], *(figures[n] for kind in variants.KINDS if (n := f"by-{kind}") in figures)],
             [tables["tests"], tables["claims"], tables["cutoffs"]],
         ),
         Section(
@@ -90,7 +90,16 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             ["pool", "pretrain", "train", "evaluate", "report"],
             ["transfer", "transfer_methods", "report.scratch"],
             [tables[name] for name in ("transfer", "pretraining") if name in tables],
-            [figures[name] for name in ("transfer", "similarity", "pretraining") if name in figures],
+            [
+                figures[name]
+                for name in (
+                    "transfer",
+                    "similarity",
+                    *(f"transfer-by-{kind}" for kind in variants.KINDS),
+                    "pretraining",
+                )
+                if name in figures
+            ],
         ),
         Section(
             "popularity",
@@ -128,6 +137,15 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             [tables[name] for name in ("attacks", "loss_tests", "promotions") if name in tables],
             [drawing for name, drawing in figures.items() if name.startswith(("threat", "frontier"))],
             [tables["flags"]] if "flags" in tables else [],
+        ),
+        Section(
+            "poisoning",
+            "Fake users in training",
+            "Fake users push items, methods are trained anew: who is shown them, and what accuracy is lost.",
+            ["preprocess", "train", "evaluate", "report"],
+            ["datasets.*.poison"],
+            [tables["poisoning"]] if "poisoning" in tables else [],
+            [drawing for name, drawing in figures.items() if name.startswith("poisoning")],
         ),
         Section(
             "degeneration",
@@ -310,7 +328,7 @@ def _transferred(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
 
 def _declared(claims: list[Claim], dataset: str, place: str, params: Params) -> list[str]:
     """The verdicts on the claims of params.yaml."""
-    texts = {f"{declared.text} on {place}": declared.text for declared in params.report.claims}
+    texts = {declared_text(declared, place): declared.text for declared in params.report.claims}
     own = [claim for claim in claims if claim.dataset == dataset and claim.text in texts]
     return [f"Claim “{texts[claim.text]}”: {claim.verdict}." for claim in own]
 

@@ -253,20 +253,33 @@ def pretraining(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[
     return _curves(frame, style, titles, draw)
 
 
-def similarity(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
-    """Gain over scratch by the style that a target shares with its sources. Columns of by_similarity."""
+def trend(
+    frame: pd.DataFrame,
+    style: Mapping[str, Look],
+    titles: Mapping[str, str],
+    x: str,
+    x_label: str,
+    y: str = HEADLINE,
+    y_label: str = "NDCG@10",
+) -> Figure:
+    """A curve a method of column `y` by column `x`, with the interval `low` to `high` at each point.
+
+    Gains (`y` is "gain") are drawn in percent about a line at zero.
+    """
+    scale = 100 if y == "gain" else 1
 
     def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
         ends = {}
-        axis.axhline(0, color=INK, linewidth=0.8)
-        for method, curve in rows.sort_values("shared_style").groupby("method", sort=False):
-            x, y = curve["shared_style"].to_numpy(), 100 * curve["gain"].to_numpy()
+        if y == "gain":
+            axis.axhline(0, color=INK, linewidth=0.8)
+        for method, curve in rows.sort_values(x).groupby("method", sort=False):
+            places, values = curve[x].to_numpy(), scale * curve[y].to_numpy()
             look = style[str(method)]
-            error = [y - 100 * curve["low"], 100 * curve["high"] - y]
-            axis.errorbar(x, y, yerr=error, fmt="none", ecolor=look.colour, elinewidth=0.8)
-            ends[str(method)] = _draw(axis, x, y, look, has_markers=True)
-        axis.set_xlabel("style shared with the sources (0: none, 1: all)")
-        axis.set_ylabel("NDCG@10 over scratch, %")
+            error = [values - scale * curve["low"], scale * curve["high"] - values]
+            axis.errorbar(places, values, yerr=error, fmt="none", ecolor=look.colour, elinewidth=0.8)
+            ends[str(method)] = _draw(axis, places, values, look, has_markers=True)
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
         return ends
 
     return _curves(frame, style, titles, draw)

@@ -20,7 +20,7 @@ from ballast.evaluation.statistics import (
     percentile_interval,
     seed_interval,
 )
-from ballast.reporting import factorial, threats, transfer
+from ballast.reporting import factorial, poisoning, threats, transfer
 from ballast.reporting.evidence import Cell, Evidence
 from ballast.reporting.threats import KEYS
 
@@ -60,7 +60,8 @@ class Results:
     method and sampled protocol. noise: a row a method that weighs its training sequences where the noise is
     known, `users` being those with a sequence. Both are means over seeds. attacks, promotions, loss_tests,
     flags: see threats.py; empty where no attack is asked for. transfer: a row an adapted method, and
-    pretraining a row an epoch of what it started from (transfer.py).
+    pretraining a row an epoch of what it started from (transfer.py). poisoning: a row a method trained with
+    fake users (poisoning.py).
     """
 
     seeds: pd.DataFrame
@@ -84,6 +85,7 @@ class Results:
     flags: pd.DataFrame
     transfer: pd.DataFrame
     pretraining: pd.DataFrame
+    poisoning: pd.DataFrame
 
 
 def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
@@ -119,6 +121,7 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         noise=_noise(evidence),
         transfer=transfer.gains(evidence, pairs),
         pretraining=transfer.curves(evidence),
+        poisoning=poisoning.effects(evidence, draws, rng),
         **_threats(evidence, groups, draws, rng),
     )
 

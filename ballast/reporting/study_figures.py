@@ -8,12 +8,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ballast.params import Params
-from ballast.reporting import plots, threats, transfer
+from ballast.reporting import plots, poisoning, threats, transfer, variants
 from ballast.reporting.plots import Look
 from ballast.reporting.results import Results, best_so_far
+from ballast.robustness.corruption import PLACED, PLACES
 
 # One panel for all targets of a study.
 _SIMILAR = "targets"
+_GAIN = "NDCG@10 over scratch, %"
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
             partial(plots.popularity, style=style, titles=titles),
         ),
     ]
-    for kind in params.robustness.kinds:
+    for kind in (name for name in params.robustness.kinds if name not in PLACED):
         frame = results.robustness[results.robustness["condition"] == kind]
         caption = f"{mark}NDCG@10 relative to clean histories, by budget of the corruption “{kind}”."
         draw = partial(plots.robustness, kind=kind, style=style, titles=_titles(params, frame))
         figures.append(StudyFigure(f"robustness-{kind}", frame, caption, draw))
+    figures += _placed(results, params, style, mark)
     figures += _threats(results, params, style, mark)
     if len(results.spectra):
         caption = f"{mark}Singular values of the item vectors over the largest, mean over seeds."
@@ -73,9 +76,19 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
     similar = transfer.by_similarity(results.transfer, params)
     if len(similar):
         caption = f"{mark}What pre-training gains or costs as targets share less of their sources' style."
-        draw = partial(plots.similarity, style=style, titles={_SIMILAR: "SIMULATED: all targets"})
+        draw = partial(
+            plots.trend,
+            style=style,
+            titles={_SIMILAR: "SIMULATED: all targets"},
+            x="shared_style",
+            x_label="style shared with the sources (0: none, 1: all)",
+            y="gain",
+            y_label=_GAIN,
+        )
         figures.append(StudyFigure("similarity", similar.assign(target=similar["dataset"], dataset=_SIMILAR),
                                    caption, draw))  # fmt: skip
+    figures += _trends(results, params, style, mark)
+    figures += _poisoned(results, params, style, mark)
     if len(results.pretraining):
         caption = f"{mark}Validation NDCG@10 of pre-training, on the pool's own users."
         states = {name: block.label for name, block in params.transfer.pretraining.items()}
@@ -86,11 +99,12 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         draw = partial(plots.pretraining, style=plots.looks(states, frozenset()), titles=pools)
         figures.append(StudyFigure("pretraining", results.pretraining, caption, draw))
     if len(results.noise):
-        frame = results.noise.assign(noisy_dataset=results.noise["dataset"])
-        frame["dataset"] = frame["dataset"].map(lambda name: _base(params, str(name)))
+        alike = [variants.is_untouched(params, str(name), but="noise") for name in results.noise["dataset"]]
+        frame = results.noise.assign(noisy_dataset=results.noise["dataset"])[alike]
+        frame["dataset"] = frame["dataset"].map(lambda name: variants.base(params, str(name)))
         caption = f"{mark}AUC of the weights for telling clean training sequences from noisy ones."
         draw = partial(plots.noise, style=style, titles=_titles(params, frame))
-        figures.append(StudyFigure("noise", frame, caption, draw))
+        figures += [StudyFigure("noise", frame, caption, draw)] if len(frame) else []
     if len(results.crossed):
         caption = f"{mark}NDCG@10 of each backbone under each loss, mean over seeds."
         figures.append(
@@ -101,6 +115,61 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         draw = partial(plots.training, style=style, titles=titles)
         figures.append(StudyFigure("training", best_so_far(results.training), caption, draw))
     return figures
+
+
+def _placed(results: Results, params: Params, style: Mapping[str, Look], mark: str) -> Iterator[StudyFigure]:
+    """What is left where the first, middle or last items of the history change."""
+    frame = results.robustness[results.robustness["condition"].isin(PLACED)]
+    frame = frame[frame["budget"] > 0]
+    frame = frame[frame["budget"] == frame["budget"].min()]
+    changes = frame["condition"].str.partition("-")[[0, 2]] if len(frame) else pd.DataFrame({0: [], 2: []})
+    for name, places in changes.groupby(0, sort=False)[2]:
+        change = str(name)
+        rows = frame.loc[places.index].assign(place=places.map(PLACES.index))
+        draw = partial(
+            plots.trend,
+            style=style,
+            titles=_titles(params, rows),
+            x="place",
+            x_label="items changed (0: the first, 1: those in the middle, 2: the last)",
+            y="relative",
+            y_label="NDCG@10, share of clean",
+        )
+        share = f"{rows['budget'].iloc[0]:.0%}"
+        caption = f"{mark}NDCG@10 relative to clean histories, “{change}” at {share} of a history, by place."
+        yield StudyFigure(f"robustness-{change}-places", rows, caption, draw)
+
+
+def _trends(results: Results, params: Params, style: Mapping[str, Look], mark: str) -> Iterator[StudyFigure]:
+    """Accuracy, and what pre-training gains, as training is spoilt or cut."""
+    for kind, x_label in variants.KINDS.items():
+        frame = variants.by_share(results.accuracy, params, kind)
+        draw = partial(plots.trend, style=style, titles=_titles(params, frame), x="share", x_label=x_label)
+        if len(frame):
+            caption = f"{mark}NDCG@10 by the {x_label}, with 95 % intervals over users."
+            yield StudyFigure(f"by-{kind}", frame, caption, draw)
+        frame = variants.by_share(results.transfer, params, kind)
+        if len(frame):
+            caption = f"{mark}What pre-training gains or costs, by the {x_label}."
+            yield StudyFigure(f"transfer-by-{kind}", frame, caption, partial(draw, y="gain", y_label=_GAIN))
+
+
+def _poisoned(
+    results: Results, params: Params, style: Mapping[str, Look], mark: str
+) -> Iterator[StudyFigure]:
+    """Exposure of pushed items by the number of fake users, a figure an attack."""
+    for name, rows in poisoning.curves(results.poisoning).groupby("condition", sort=False):
+        draw = partial(
+            plots.trend,
+            style=style,
+            titles=_titles(params, rows),
+            x="share",
+            x_label="fake users over real ones",
+            y="exposure",
+            y_label="exposure@10 of pushed items",
+        )
+        caption = f"{mark}Users new to a pushed item who get it in their top 10: “{name}”, bars over seeds."
+        yield StudyFigure(f"poisoning-{str(name).replace(' ', '-')}", rows, caption, draw)
 
 
 def _threats(results: Results, params: Params, style: Mapping[str, Look], mark: str) -> Iterator[StudyFigure]:
@@ -123,15 +192,6 @@ def _threats(results: Results, params: Params, style: Mapping[str, Look], mark: 
         caption = f"{mark}NDCG@10 against the share of it that is kept under corrupted histories."
         draw = partial(plots.frontier, style=style, titles=_titles(params, kept))
         yield StudyFigure("frontier-history", kept, caption, draw)
-
-
-def _base(params: Params, dataset: str) -> str:
-    """The first dataset that is the same but for its noise: together they make one panel."""
-    wanted, *others = (
-        (block.source, block.reader, block.filter, block.split)
-        for block in (params.datasets[dataset], *params.datasets.values())
-    )
-    return list(params.datasets)[others.index(wanted)]
 
 
 def _titles(params: Params, frame: pd.DataFrame) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE, METRICS, POPULARITY_BINS
 from ballast.params import Params
-from ballast.reporting import factorial, threat_tables, transfer
+from ballast.reporting import factorial, poisoning, threat_tables, transfer
 from ballast.reporting.calibration import calibration
 from ballast.reporting.claims import Claim, as_frame
 from ballast.reporting.pairs import find
@@ -18,6 +18,7 @@ from ballast.reporting.tables import (
     Row,
     Table,
     best_first,
+    heading,
     interval,
     labelled,
     number,
@@ -46,6 +47,7 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
         *([sampled_protocols(results, labels, headings)] if len(results.sampled) else []),
         *([noise(results, labels, headings)] if len(results.noise) else []),
         *([transfer.table(results.transfer, labels, headings)] if len(results.transfer) else []),
+        *([poisoning.table(results.poisoning, params, labels)] if len(results.poisoning) else []),
         *([tuning(results, labels, headings)] if len(results.tuning) else []),
         cost(results, labels, headings),
         datasets(results, params),
@@ -95,12 +97,8 @@ def accuracy(results: Results, labels: Mapping[str, str], headings: Mapping[str,
 def cutoffs(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
     """Every metric at every cutoff, both masks."""
     frame = best_first(results.accuracy)[["dataset", "method", *METRICS]]
-    names = [name.replace("hr@", "HR@").replace("ndcg@", "NDCG@").replace("mrr", "MRR") for name in METRICS]
     columns = [Column("Method", labelled(labels), is_number=False)]
-    columns += [
-        Column(label.replace("-", " "), number(name), best=name)
-        for label, name in zip(names, METRICS, strict=True)
-    ]
+    columns += [Column(heading(name), number(name), best=name) for name in METRICS]
     return Table("cutoffs", "Accuracy at every cutoff", frame, columns, headings=headings)
 
 

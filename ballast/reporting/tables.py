@@ -99,6 +99,16 @@ def number(key: str, digits: int = 4) -> Callable[[Row], str]:
     return lambda row: NOTHING if _is_none(row[key]) else f"{row[key]:,.{digits}f}"
 
 
+def heading(metric: str) -> str:
+    """A metric's name as a column's title.
+
+    >>> heading("ndcg@10-unmasked"), heading("mrr")
+    ('NDCG@10 unmasked', 'MRR')
+    """
+    name, _, mask = metric.partition("-")
+    return f"{name.upper()} {mask}".rstrip()
+
+
 def text(key: str) -> Callable[[Row], str]:
     """Shows a column as it is."""
     return lambda row: NOTHING if _is_none(row[key]) else str(row[key])

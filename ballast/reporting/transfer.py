@@ -10,7 +10,17 @@ from ballast.evaluation.metrics import HEADLINE
 from ballast.params import Params
 from ballast.reporting.evidence import Evidence
 from ballast.reporting.pairs import find
-from ballast.reporting.tables import Column, Table, interval, labelled, number, p_value, percent, text
+from ballast.reporting.tables import (
+    Column,
+    Table,
+    heading,
+    interval,
+    labelled,
+    number,
+    p_value,
+    percent,
+    text,
+)
 
 METRICS = tuple(
     f"{name}@{k}{mask}" for mask in ("", "-unmasked") for name in ("hr", "ndcg") for k in (10, 50)
@@ -85,14 +95,7 @@ def table(frame: pd.DataFrame, labels: Mapping[str, str], headings: Mapping[str,
         Column("95 % over seeds", lambda row: _share(row, "seed_low", "seed_high")),
         Column("Adjusted p", p_value("p_holm")),
         Column("Verdict", text("verdict"), is_number=False),
-        *(
-            Column(
-                name.replace("hr@", "HR@").replace("ndcg@", "NDCG@").replace("-", " "),
-                number(name),
-                best=name,
-            )
-            for name in METRICS
-        ),
+        *(Column(heading(name), number(name), best=name) for name in METRICS),
     ]
     note = (
         "Transfer: (adapted - from scratch) / from scratch of NDCG@10, history masked; below zero it is "

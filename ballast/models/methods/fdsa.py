@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from ballast.content import whitening
-from ballast.data.sequences import Batch
 from ballast.errors import BallastError
 from ballast.models import backbones
 from ballast.models.layers import small_linear
@@ -46,10 +45,8 @@ class Fdsa(IdMethod):
         }
         self.projections = nn.ModuleDict()
         for name in config.modalities:
-            vectors, missing = data.features[name], data.missing[name]
-            whitened = whitening.fit(vectors, missing).apply(vectors, missing)  # (I, F), missing rows zero
-            scale = whitened.norm(dim=1)[~missing].mean() if bool(whitened.any()) else 1.0
-            self.register_buffer(f"features_{name}", whitened / scale)
+            whitened = whitening.unit(data.features[name], data.missing[name])
+            self.register_buffer(f"features_{name}", whitened)
             self.projections[name] = small_linear(whitened.shape[1], config.dim)
         # Without a bias: all modalities would get the same, which a softmax does not see.
         self.attention = nn.Linear(config.dim, 1, bias=False) if len(config.modalities) > 1 else None
@@ -77,10 +74,6 @@ class Fdsa(IdMethod):
         merged: Tensor = self.merge(torch.cat([ids, features.to(ids.dtype)], dim=-1))
         return merged
 
-    def score(self, batch: Batch, rng: torch.Generator | None = None) -> Tensor:
-        table = self.item_table()
-        of_ids = self.backbone.query(batch.history, table)
-        of_features = self.feature_backbone.query(batch.history, self.feature_table())
-        state = self._merged(of_ids, of_features)  # (B, D)
-        with torch.autocast(state.device.type, enabled=False):
-            return state.float() @ table.float().T
+    def query(self, history: Tensor, table: Tensor) -> Tensor:
+        of_features = self.feature_backbone.query(history, self.feature_table())
+        return self._merged(super().query(history, table), of_features)

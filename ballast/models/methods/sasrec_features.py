@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ballast.content import whitening
 from ballast.errors import BallastError
-from ballast.models.layers import small_embedding
+from ballast.models.layers import small_embedding, small_linear
 from ballast.models.method import DatasetInfo
 from ballast.models.sequential import SequentialMethod
 
@@ -40,14 +40,9 @@ class SasrecFeatures(SequentialMethod):
         self.surfaces = ids | {name: f"features_{name}" for name in config.modalities}  # type: ignore[misc]
         self.projections = nn.ModuleDict()
         for modality in config.modalities:
-            vectors, missing = data.features[modality], data.missing[modality]
-            whitened = whitening.fit(vectors, missing).apply(vectors, missing)  # (I, F), missing rows zero
-            # Unit rows on average, so that the projection starts as small as the ids do.
-            scale = whitened.norm(dim=1)[~missing].mean() if bool(whitened.any()) else 1.0
-            self.register_buffer(f"features_{modality}", whitened / scale)
-            projection = nn.Linear(whitened.shape[1], config.dim, bias=False)
-            nn.init.normal_(projection.weight, std=0.02)
-            self.projections[modality] = projection
+            whitened = whitening.unit(data.features[modality], data.missing[modality])
+            self.register_buffer(f"features_{modality}", whitened)
+            self.projections[modality] = small_linear(whitened.shape[1], config.dim)
 
     def item_table(self) -> Tensor:
         parts = [] if self.items is None else [self.items.weight]

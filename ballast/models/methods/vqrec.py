@@ -90,9 +90,7 @@ class Vqrec(TransferableMethod):
     def modality_vectors(self, items: Tensor | None = None) -> dict[str, Tensor]:
         found = {}
         for name in self.config.modalities:
-            codes, is_known = getattr(self, f"codes_{name}"), getattr(self, f"is_known_{name}")
-            if items is not None:
-                codes, is_known = codes[items], is_known[items]
+            codes, is_known = self.known(name, "codes", items)
             found[name] = self._decoded(name, codes) * is_known
         return found
 
