@@ -295,7 +295,7 @@ class ReportParams(Strict):
     seed: int = 0
     baseline: str = "sasrec"
     versus: list[tuple[str, str]] = field(default_factory=list)
-    """Pairs of methods whose losses under attack are tested against each other: declared, not picked."""
+    """Pairs of methods whose accuracy, and whose losses under attack, are tested: declared, not picked."""
     scratch: dict[str, str] = field(default_factory=dict)
     """Adapted methods, each with the same method without pre-training: their difference is the transfer."""
     claims: list[ClaimParams] = field(default_factory=list)
@@ -467,6 +467,11 @@ def _check(params: Params) -> None:
                 raise BallastError(
                     f"params.yaml: report.{key}: unknown method '{method}'; known: {known_methods}"
                 )
+    for pair in params.report.versus:
+        if pair[0] == pair[1] or params.report.versus.count(pair) > 1:
+            raise BallastError(
+                f"params.yaml: report.versus: {list(pair)}: name two methods, and each pair once"
+            )
     _check_tuning(params)
     for budget in params.robustness.budgets:
         if not (math.isfinite(budget) and 0 <= budget <= 1):

@@ -13,6 +13,7 @@ import typer
 
 from ballast.data import schemas
 from ballast.data.sequences import SequenceStore, training_batches
+from ballast.evaluation import diffusion
 from ballast.evaluation.degeneration import degeneration
 from ballast.evaluation.noise import sequence_truth, validity
 from ballast.evaluation.ranking import Ranking, rank_targets
@@ -63,6 +64,9 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
             noise = _noise(model, prepared, params.cell(dataset, method).training.batch_size)
             if noise is not None:
                 accounts[str(seed)]["noise"] = noise
+            diffused = diffusion.account(model, store, targets, params.evaluation.batch_size)
+            if diffused is not None:
+                accounts[str(seed)]["diffusion"] = diffused
         schemas.write("ranks", pd.concat(ranks), study.ranks(dataset, method))
         schemas.write("lists", pd.concat(lists), study.lists(dataset, method))
         record: dict[str, Any] = {"dataset": dataset, "method": method, "seeds": accounts}

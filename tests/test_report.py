@@ -348,6 +348,17 @@ def add_attacks(folder):
     }
     settings["report"]["versus"] = [["item-knn", "sasrec"], ["sasrec", "item-knn"], ["sasrec", "popularity"]]
     (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    path = folder / "reports/cells/evaluate/toys--sasrec.json"
+    cell = json.loads(path.read_text())
+    for seed in cell["seeds"].values():  # as a diffusion model records it
+        steps = {"1": 0.1, "2": 0.2}
+        seed["diffusion"] = {
+            "alpha_bar": [0.9, 0.2],
+            "passes": [0.1, 0.2],
+            "overlap@10": 0.5,
+            "reverse_steps": steps,
+        }
+    path.write_text(json.dumps(cell))
     config = dataclasses.asdict(load(folder / "params.yaml").robustness)
     for path in (folder / "reports/cells/robustness").glob("*.json"):
         cell = json.loads(path.read_text())
@@ -435,6 +446,43 @@ def test_differences_of_losses_are_tested_in_declared_pairs(attacked):
     nothing = frame[frame["condition"] == "random"]
     assert (nothing["difference"] == 0).all()
     assert (nothing["verdict"] == "undecided").all()
+
+
+def test_declared_pairs_are_a_family_of_their_own(attacked, study):
+    frame = table(attacked, "differences")
+    assert len(frame) == 3 * frame["dataset"].nunique()  # attacked or not
+    one, other, third = frame[frame["dataset"] == "toys"].to_dict("records")
+    means = table(attacked, "accuracy").set_index(["dataset", "method"])["ndcg@10"]
+    knn, sasrec = means.loc[("toys", "item-knn")], means.loc[("toys", "sasrec")]
+    assert one["gain"] == pytest.approx((knn - sasrec) / sasrec)
+    assert other["gain"] == pytest.approx((sasrec - knn) / knn)
+    assert one["low"] < one["gain"] < one["high"]
+    assert one["low"] * sasrec == pytest.approx(-other["high"] * knn)
+    all_pairs = table(attacked, "tests")
+    all_pairs = all_pairs[(all_pairs["dataset"] == "toys") & (all_pairs["method_a"] == "popularity")]
+    same = all_pairs[all_pairs["method_b"] == "sasrec"]
+    assert len(same) == 1
+    assert third["p_holm"] <= same["p_holm"].iloc[0]
+    assert not (study / "reports/tables/differences.csv").exists()  # which declares none
+
+
+def test_what_draws_and_chains_decide_is_shown_where_there_are_some(attacked, study):
+    (row,) = table(attacked, "draws").to_dict("records")
+    assert (row["dataset"], row["method"], row["steps"]) == ("toys", "sasrec", 2)
+    for name in ("reverse-steps", "schedule"):
+        assert (attacked / f"reports/figures/{name}.png").exists()
+        assert not (study / f"reports/figures/{name}.png").exists()
+    assert "What do random draws decide?" in (attacked / "reports/index.html").read_text()
+
+
+@pytest.mark.parametrize("pairs", [[["sasrec", "sasrec"]], [["sasrec", "popularity"]] * 2])
+def test_a_pair_is_of_two_methods_and_named_once(tmp_path, pairs):
+    make_study(tmp_path)
+    settings = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    settings["report"]["versus"] = pairs
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(BallastError, match=r"report\.versus"):
+        load(tmp_path / "params.yaml")
 
 
 def test_exposure_of_pushed_items(attacked):

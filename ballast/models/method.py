@@ -54,6 +54,12 @@ class Method(nn.Module):
     # Whether users have learned vectors: nothing can be said for one who was not trained on.
     learns_users: ClassVar[bool] = False
 
+    # Of diffusion models, which have a `schedule`: whether scores are the mean over `config.draws` random
+    # passes, repeatable by `config.draw_seed`; and the length of the whole reverse chain, 0 without one,
+    # which `config.reverse_steps` shortens.
+    is_sampled: bool = False
+    chain_steps: int = 0
+
     # Trained one after the other, each with new optimisers and early stopping, from the best of the last.
     phases: tuple[str, ...] = ("",)
 

@@ -75,6 +75,15 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             [tables["tests"], tables["claims"], tables["cutoffs"]],
         ),
         Section(
+            "differences",
+            "What does each part add?",
+            "Pairs that params.yaml names, not picked by their score.",
+            ["train", "evaluate", "report"],
+            ["report.versus"],
+            [tables["differences"]] if "differences" in tables else [],
+            [figures["differences"]] if "differences" in figures else [],
+        ),
+        Section(
             "backbone-loss",
             "The encoder or the loss?",
             "Every encoder under every loss, and which of the two the differences are due to.",
@@ -94,6 +103,7 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
                 figures[name]
                 for name in (
                     "transfer",
+                    "transfer-learning",
                     "similarity",
                     *(f"transfer-by-{kind}" for kind in variants.KINDS),
                     "pretraining",
@@ -146,6 +156,15 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             ["datasets.*.poison"],
             [tables["poisoning"]] if "poisoning" in tables else [],
             [drawing for name, drawing in figures.items() if name.startswith("poisoning")],
+        ),
+        Section(
+            "diffusion",
+            "What does sampling do?",
+            "Diffusion models draw their scores: how much is chance, and what longer chains gain.",
+            ["evaluate", "report"],
+            ["methods.*.model"],
+            [tables["draws"]] if "draws" in tables else [],
+            [figures[name] for name in ("reverse-steps", "schedule") if name in figures],
         ),
         Section(
             "degeneration",
@@ -208,6 +227,7 @@ def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answe
             *_robust(results.area[results.area["dataset"] == name], results.cost, labels),
             *_threatened(results, name, labels),
             *_transferred(results.transfer[results.transfer["dataset"] == name], labels),
+            *_added(results.differences[results.differences["dataset"] == name], labels),
             *_declared(claims, name, block.label, params),
         ]
         found.append(Answer(block.label, block.is_simulated, sentences))
@@ -324,6 +344,22 @@ def _transferred(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
         for row in rows.sort_values("gain", ascending=False, kind="stable").to_dict("records")
     ]
     return [f"Pre-trained against the same from scratch: {'; '.join(said)}."]
+
+
+def _added(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+    """What the tests of the declared pairs establish."""
+    if rows.empty:
+        return []
+    sure = rows[(rows["verdict"] != "undecided") & rows["gain"].notna()]
+    sure = sure.sort_values("gain", ascending=False, kind="stable")
+    said = [
+        f"{labels[row['method']]} over {labels[row['reference']]} {100 * row['gain']:+.1f} %"
+        for row in sure.to_dict("records")
+    ]
+    count = f"{len(sure)} of {len(rows)}"
+    return [
+        f"Among the declared pairs alone, tests set apart {count}{': ' if said else ''}{'; '.join(said)}."
+    ]
 
 
 def _declared(claims: list[Claim], dataset: str, place: str, params: Params) -> list[str]:

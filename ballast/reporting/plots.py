@@ -285,13 +285,22 @@ def trend(
     return _curves(frame, style, titles, draw)
 
 
-def transfer(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
-    """Gain of adapted methods over scratch in percent, best on top. Columns of Results.transfer."""
+def gains(
+    frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str], over: str = ""
+) -> Figure:
+    """Gains over another row in percent, best on top. Columns of Results.transfer or Results.differences.
+
+    `over` says in words what the other row is; without it, it is the one in the column `reference`.
+    """
     with mpl.rc_context(_RC):
         groups = [
             (str(name), rows.sort_values("gain")) for name, rows in frame.groupby("dataset", sort=False)
         ]
-        figure, axes = _panels([titles[name] for name, _ in groups], [0.3 * len(r) + 0.2 for _, r in groups])
+        is_mixed = not over and frame.groupby("dataset")["reference"].nunique().max() > 1
+        row_height = 0.38 if is_mixed else 0.3
+        figure, axes = _panels(
+            [titles[name] for name, _ in groups], [row_height * len(rows) + 0.2 for _, rows in groups]
+        )
         for axis, (_, rows) in zip(axes, groups, strict=True):
             axis.axvline(0, color=INK, linewidth=0.8)
             for place, row in enumerate(rows.to_dict("records")):
@@ -301,10 +310,16 @@ def transfer(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str
                     gain, place, xerr=[[gain - low], [high - gain]], fmt="o", color=colour, ecolor=colour
                 )
                 axis.text(high, place, f"  {gain:+.1f} %", va="center", fontsize=8)
-            axis.set_yticks(range(len(rows)), [style[method].label for method in rows["method"]])
+            names, what = [style[method].label for method in rows["method"]], over
+            if not over:
+                others = [style[name].label for name in rows["reference"]]
+                what = "the other" if is_mixed else others[0]
+                if is_mixed:
+                    names = [f"{name}\nover {other}" for name, other in zip(names, others, strict=True)]
+            axis.set_yticks(range(len(rows)), names)
             axis.set_ylim(-0.6, len(rows) - 0.4)
             axis.margins(x=0.16)
-            axis.set_xlabel("NDCG@10 over the same from scratch, % (95 % interval over users)")
+            axis.set_xlabel(f"NDCG@10 over {what}, % (95 % interval over users)")
             axis.tick_params(axis="y", length=0)
             axis.grid(axis="x")
         figure.set_layout_engine("constrained", hspace=0.04)

@@ -20,7 +20,8 @@ from ballast.evaluation.statistics import (
     percentile_interval,
     seed_interval,
 )
-from ballast.reporting import factorial, poisoning, threats, transfer
+from ballast.reporting import chains, factorial, poisoning, threats, transfer
+from ballast.reporting.differences import differences, user_scores
 from ballast.reporting.evidence import Cell, Evidence
 from ballast.reporting.threats import KEYS
 
@@ -61,7 +62,8 @@ class Results:
     known, `users` being those with a sequence. Both are means over seeds. attacks, promotions, loss_tests,
     flags: see threats.py; empty where no attack is asked for. transfer: a row an adapted method, and
     pretraining a row an epoch of what it started from (transfer.py). poisoning: a row a method trained with
-    fake users (poisoning.py).
+    fake users (poisoning.py). differences: a row a pair that `report.versus` declares (differences.py).
+    draws, chains, schedules: of diffusion models (chains.py).
     """
 
     seeds: pd.DataFrame
@@ -86,6 +88,10 @@ class Results:
     transfer: pd.DataFrame
     pretraining: pd.DataFrame
     poisoning: pd.DataFrame
+    differences: pd.DataFrame
+    draws: pd.DataFrame
+    chains: pd.DataFrame
+    schedules: pd.DataFrame
 
 
 def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
@@ -123,6 +129,10 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         pretraining=transfer.curves(evidence),
         poisoning=poisoning.effects(evidence, draws, rng),
         **_threats(evidence, groups, draws, rng),
+        differences=differences(evidence, draws, rng),
+        draws=chains.draws(evidence, accuracy),
+        chains=chains.by_steps(evidence),
+        schedules=chains.schedules(evidence),
     )
 
 
@@ -197,7 +207,7 @@ def _dataset_frames(
 ) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     cells = evidence.of(dataset)
     ordered = {cell.method: cell.ranks.sort_values(["seed", "user_id"]) for cell in cells}
-    scores = {m: _scores(HEADLINE, frame, m in evidence.deterministic) for m, frame in ordered.items()}
+    scores = {m: user_scores(HEADLINE, frame, m in evidence.deterministic) for m, frame in ordered.items()}
     names = list(scores)
     low, high = percentile_interval(bootstrap_means(_user_means(scores), draws, rng))
     keys = {"dataset": dataset, "method": names}
@@ -211,11 +221,6 @@ def _dataset_frames(
         _popularity(cells, scores, bins, draws, rng),
         threats.withstood(histories, draws, rng),
     )
-
-
-def _scores(metric: str, ordered: pd.DataFrame, is_deterministic: bool) -> Scores:
-    seeds = ordered["seed"].nunique()
-    return Scores(metrics.per_user(metric, ordered).reshape(seeds, -1), is_deterministic)  # (S, U)
 
 
 def _user_means(scores: dict[str, Scores]) -> Array:

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ballast.params import Params
-from ballast.reporting import plots, poisoning, threats, transfer, variants
+from ballast.reporting import chains, plots, poisoning, threats, transfer, variants
 from ballast.reporting.plots import Look
 from ballast.reporting.results import Results, best_so_far
 from ballast.robustness.corruption import PLACED, PLACES
@@ -55,6 +55,13 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
             partial(plots.popularity, style=style, titles=titles),
         ),
     ]
+    if len(results.differences):
+        caption = (
+            f"{mark}NDCG@10 of each row over another, less 1, for the pairs that params.yaml declares, "
+            "with 95 % intervals."
+        )
+        draw = partial(plots.gains, style=style, titles=_titles(params, results.differences))
+        figures.append(StudyFigure("differences", results.differences, caption, draw))
     for kind in (name for name in params.robustness.kinds if name not in PLACED):
         frame = results.robustness[results.robustness["condition"] == kind]
         caption = f"{mark}NDCG@10 relative to clean histories, by budget of the corruption “{kind}”."
@@ -71,8 +78,10 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         figures.append(StudyFigure("degeneration", results.degeneration, caption, draw))
     if len(results.transfer):
         caption = f"{mark}NDCG@10 of adapted methods over the same from scratch, less 1, with 95 % intervals."
-        draw = partial(plots.transfer, style=style, titles=_titles(params, results.transfer))
+        titled = _titles(params, results.transfer)
+        draw = partial(plots.gains, style=style, titles=titled, over="the same from scratch")
         figures.append(StudyFigure("transfer", results.transfer, caption, draw))
+        figures += _learning(results, style, titled, mark)
     similar = transfer.by_similarity(results.transfer, params)
     if len(similar):
         caption = f"{mark}What pre-training gains or costs as targets share less of their sources' style."
@@ -89,6 +98,7 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
                                    caption, draw))  # fmt: skip
     figures += _trends(results, params, style, mark)
     figures += _poisoned(results, params, style, mark)
+    figures += _diffused(results, params, style, mark)
     if len(results.pretraining):
         caption = f"{mark}Validation NDCG@10 of pre-training, on the pool's own users."
         states = {name: block.label for name, block in params.transfer.pretraining.items()}
@@ -115,6 +125,21 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         draw = partial(plots.training, style=style, titles=titles)
         figures.append(StudyFigure("training", best_so_far(results.training), caption, draw))
     return figures
+
+
+def _learning(
+    results: Results, style: Mapping[str, Look], titles: Mapping[str, str], mark: str
+) -> Iterator[StudyFigure]:
+    """How fast adapted methods learn, beside the same from scratch."""
+    shown = pd.concat(
+        results.transfer[["dataset", column]].rename(columns={column: "method"})
+        for column in ("method", "scratch")
+    )
+    frame = best_so_far(results.training.merge(shown.drop_duplicates(), on=["dataset", "method"]))
+    if len(frame):
+        caption = f"{mark}Best validation NDCG@10 so far, adapted and from scratch, mean over seeds."
+        draw = partial(plots.training, style=style, titles=titles)
+        yield StudyFigure("transfer-learning", frame, caption, draw)
 
 
 def _placed(results: Results, params: Params, style: Mapping[str, Look], mark: str) -> Iterator[StudyFigure]:
@@ -170,6 +195,34 @@ def _poisoned(
         )
         caption = f"{mark}Users new to a pushed item who get it in their top 10: “{name}”, bars over seeds."
         yield StudyFigure(f"poisoning-{str(name).replace(' ', '-')}", rows, caption, draw)
+
+
+def _diffused(
+    results: Results, params: Params, style: Mapping[str, Look], mark: str
+) -> Iterator[StudyFigure]:
+    """Accuracy by the length of the reverse chain, and how fast noise takes over in training."""
+    if len(results.chains):
+        draw = partial(
+            plots.trend,
+            style=style,
+            titles=_titles(params, results.chains),
+            x="steps",
+            x_label="steps of the reverse chain, the weights being the same",
+        )
+        caption = f"{mark}NDCG@10 by the number of reverse steps at inference, with one sd over seeds."
+        yield StudyFigure("reverse-steps", results.chains, caption, draw)
+    if len(results.draws):
+        draw = partial(
+            plots.trend,
+            style=style,
+            titles={chains.SCHEDULES: "Noise schedules"},
+            x="step",
+            x_label="step over all steps T",
+            y="alpha_bar",
+            y_label="variance left of a clean vector",
+        )
+        caption = f"{mark}What is left of an item's vector after each step of the noise schedule."
+        yield StudyFigure("schedule", results.schedules, caption, draw)
 
 
 def _threats(results: Results, params: Params, style: Mapping[str, Look], mark: str) -> Iterator[StudyFigure]:

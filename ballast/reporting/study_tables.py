@@ -7,7 +7,7 @@ import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE, METRICS, POPULARITY_BINS
 from ballast.params import Params
-from ballast.reporting import factorial, poisoning, threat_tables, transfer
+from ballast.reporting import chains, differences, factorial, poisoning, threat_tables, transfer
 from ballast.reporting.calibration import calibration
 from ballast.reporting.claims import Claim, as_frame
 from ballast.reporting.pairs import find
@@ -38,6 +38,7 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
         accuracy(results, labels, headings),
         cutoffs(results, labels, headings),
         *([factorial.table(results.crossed, headings)] if len(results.crossed) else []),
+        *([differences.table(results.differences, labels, headings)] if len(results.differences) else []),
         tests(results, params, labels),
         popularity(results, labels, headings),
         robustness(results, params, labels, sampled),
@@ -47,6 +48,7 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
         *([sampled_protocols(results, labels, headings)] if len(results.sampled) else []),
         *([noise(results, labels, headings)] if len(results.noise) else []),
         *([transfer.table(results.transfer, labels, headings)] if len(results.transfer) else []),
+        *([chains.table(results.draws, labels, headings)] if len(results.draws) else []),
         *([poisoning.table(results.poisoning, params, labels)] if len(results.poisoning) else []),
         *([tuning(results, labels, headings)] if len(results.tuning) else []),
         cost(results, labels, headings),

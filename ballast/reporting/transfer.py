@@ -8,13 +8,13 @@ import pandas as pd
 from ballast.evaluation import metrics
 from ballast.evaluation.metrics import HEADLINE
 from ballast.params import Params
+from ballast.reporting.differences import shares
 from ballast.reporting.evidence import Evidence
 from ballast.reporting.pairs import find
 from ballast.reporting.tables import (
     Column,
     Table,
     heading,
-    interval,
     labelled,
     number,
     p_value,
@@ -77,11 +77,11 @@ def gains(evidence: Evidence, pairs: pd.DataFrame) -> pd.DataFrame:
 def by_similarity(frame: pd.DataFrame, params: Params) -> pd.DataFrame:
     """The rows of `gains` on simulated targets, with their `shared_style`; empty unless it varies."""
     simulated = {name: block.source.simulated for name, block in params.datasets.items()}
-    shares = {
+    styles = {
         name: shop["shared_style"] for name, shop in simulated.items() if shop and "shared_style" in shop
     }
-    rows = frame[frame["dataset"].isin(list(shares))]
-    rows = rows.assign(shared_style=rows["dataset"].map(shares).astype(float))
+    rows = frame[frame["dataset"].isin(list(styles))]
+    rows = rows.assign(shared_style=rows["dataset"].map(styles).astype(float))
     return rows if rows["shared_style"].nunique() > 1 else rows.iloc[:0]
 
 
@@ -91,8 +91,8 @@ def table(frame: pd.DataFrame, labels: Mapping[str, str], headings: Mapping[str,
         Column("Method", labelled(labels), is_number=False),
         Column("From scratch", labelled(labels, "scratch"), is_number=False),
         Column("Transfer", percent("gain", "+")),
-        Column("95 % over users", lambda row: _share(row, "low", "high")),
-        Column("95 % over seeds", lambda row: _share(row, "seed_low", "seed_high")),
+        Column("95 % over users", shares("low", "high")),
+        Column("95 % over seeds", shares("seed_low", "seed_high")),
         Column("Adjusted p", p_value("p_holm")),
         Column("Verdict", text("verdict"), is_number=False),
         *(Column(heading(name), number(name), best=name) for name in METRICS),
@@ -103,10 +103,6 @@ def table(frame: pd.DataFrame, labels: Mapping[str, str], headings: Mapping[str,
         "better or worse where the test of the accuracy section holds."
     )
     return Table("transfer", "Pre-trained against from scratch", frame, columns, note, headings=headings)
-
-
-def _share(row: Mapping[Any, Any], low: str, high: str) -> str:
-    return interval(low, high, digits=1, spec="+")({key: 100 * row[key] for key in (low, high)})
 
 
 def curves(evidence: Evidence) -> pd.DataFrame:

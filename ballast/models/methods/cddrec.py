@@ -119,6 +119,8 @@ class Cddrec(Method):
         super().__init__(config, data)
         _check(config)
         self.is_full = config.conditioning == "full"
+        self.is_sampled = self.is_full or config.inference_noise
+        self.chain_steps = config.steps if self.is_full else 0
         self.schedule = Schedule(config.steps, config.beta_first, config.beta_last, config.noise)
         self.items = small_embedding(data.num_items + 1, config.dim)
         has_mask = "mask" in config.augmentations or config.mask_as_negative

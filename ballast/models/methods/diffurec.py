@@ -57,6 +57,7 @@ class DiffuRec(IdMethod):
             raise BallastError("model.item_gradient: sparse does not go with noised targets")
         checked_reverse_steps(config.reverse_steps, config.steps)
         self.schedule = Schedule(config.steps, config.beta_first, config.beta_last)
+        self.is_sampled, self.chain_steps = True, config.steps
         self.step_vectors = nn.Parameter(torch.empty(config.steps, config.dim).normal_(std=0.02))
 
     def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
