@@ -15,7 +15,7 @@ from ballast.data import schemas
 from ballast.data.sequences import SequenceStore, training_batches
 from ballast.evaluation import diffusion
 from ballast.evaluation.degeneration import degeneration
-from ballast.evaluation.noise import sequence_truth, validity
+from ballast.evaluation.noise import auc, sequence_truth, validity
 from ballast.evaluation.ranking import Ranking, rank_targets
 from ballast.evaluation.sampled import draw_candidates, sampled_metrics
 from ballast.models.method import Method
@@ -115,23 +115,41 @@ def _degeneration(
 
 
 def _noise(model: Method, prepared: inputs.Prepared, batch_size: int) -> dict[str, Any] | None:
-    """What the model's weights of training sequences know of the noise; None without weights or truth."""
+    """What the model's weights of training sequences know of noise; None without weights.
+
+    Where the truth is not known, that is how a noise model tells sequences with items replaced, as it is
+    trained to, from the originals.
+    """
     weigh = getattr(model, "sequence_weights", None)
     training = prepared.interactions[prepared.interactions["split"] == "train"]
-    if weigh is None or training["is_noise"].isna().any():
+    has_judge, is_known = getattr(model, "has_noise_model", False), not training["is_noise"].isna().any()
+    if weigh is None or not (has_judge or is_known):
         return None
-    users, weights = [], []
+    users, weights, replaced = [], [], []
     # Cut and put together as in training: a weight may depend on the company.
-    order = generator(0, "noise validity")
+    order, rng = generator(0, "noise validity"), generator(0, "replaced items")
     for batch in training_batches(prepared.store(["train"]), batch_size, model.max_len, order):
         found = weigh(batch)
         if found is None:
             return None
         users.append(batch.user_id.cpu().numpy())
         weights.append(found.cpu().numpy().astype(np.float64))
-    truth = sequence_truth(training, prepared.info.item_counts.numpy(), model.max_len)
-    share = float(training["is_noise"].mean())
-    return {"noise_share": share, **validity(np.concatenate(weights), truth.loc[np.concatenate(users)])}
+        if has_judge:
+            assert batch.targets is not None
+            spoilt = model.spoilt(batch.history, batch.targets[:, -1], rng)  # type: ignore[operator]
+            opinion = weigh(batch.replaced(history=spoilt)).cpu().numpy().astype(np.float64)
+            replaced.append(np.where((spoilt != batch.history).any(1).cpu().numpy(), opinion, np.nan))
+    original = np.concatenate(weights)
+    record: dict[str, Any] = {"sequences": len(original)}
+    if is_known:
+        record = {"noise_share": float(training["is_noise"].mean())}
+    if has_judge:
+        others = np.concatenate(replaced)
+        record["auc_replaced"] = auc(original[~np.isnan(others)], others[~np.isnan(others)])
+    if is_known:
+        truth = sequence_truth(training, prepared.info.item_counts.numpy(), model.max_len)
+        record |= validity(original, truth.loc[np.concatenate(users)])
+    return record
 
 
 def _rank_columns(ranking: Ranking) -> dict[str, np.ndarray]:

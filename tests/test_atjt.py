@@ -7,8 +7,10 @@ import torch
 from conftest import ITEMS, make_store, walk
 
 from ballast.data.sequences import Batch, training_batches
+from ballast.evaluation.noise import auc
 from ballast.models import registry
 from ballast.models.method import DatasetInfo
+from ballast.params import TrainingParams
 from ballast.reproducibility import seed_dropout
 
 HISTORY = torch.tensor([[0, 0, 3, 9, 4], [1, 2, 3, 4, 5], [0, 0, 0, 0, 7]])
@@ -111,3 +113,49 @@ def test_learns_to_tell_replaced_items_where_order_tells(toy_info: DatasetInfo) 
         noisy = model.cleanness(users, model.spoilt(history, target, rng), target, sees_half=False)
     auc = (clean[:, None] > noisy[None]).float().mean()
     assert auc > 0.8
+
+
+def test_its_judges_learn_at_a_rate_of_their_own(toy_info: DatasetInfo) -> None:
+    rates = TrainingParams(learning_rate=0.01)
+    (optimizer,) = built(toy_info, noise_rate=5.0).optimizers(rates)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.05]
+    sizes = [sum(weight.numel() for weight in group["params"]) for group in optimizer.param_groups]
+    model = built(toy_info)
+    assert sizes[1] == sum(weight.numel() for weight in model.noise_models.parameters())
+    assert sum(sizes) == sum(weight.numel() for weight in model.parameters())
+
+
+def test_judges_learn_to_see_replaced_items_of_users_that_they_never_met() -> None:
+    """Where one half of the users has one half of the items; the guard against judges that never learn."""
+    rng = torch.Generator().manual_seed(0)
+    drawn = torch.rand(400, ITEMS // 2, generator=rng).argsort(1)[:, :6] + 1  # (U, 6)
+    group = torch.arange(400)[:, None] // 2 % 2
+    store = make_store((drawn + group * (ITEMS // 2)).tolist())
+    model = built(DatasetInfo(400, ITEMS, torch.bincount(store.items, minlength=ITEMS + 1)))
+    optimizer = torch.optim.Adam(model.noise_models.parameters(), lr=0.01)
+    for epoch in range(80):
+        for part in training_batches(store, 64, 10, torch.Generator().manual_seed(epoch)):
+            assert part.targets is not None
+            optimizer.zero_grad()
+            model._noise_loss(part.user_id, part.history, part.targets[:, -1], rng).backward()
+            optimizer.step()
+    part = next(iter(training_batches(store, 400, 10, rng)))
+    assert part.targets is not None
+    target = part.targets[:, -1]
+    with torch.no_grad():
+        original, replaced = (
+            model.cleanness(part.user_id, history, target, sees_half=False).numpy()
+            for history in (part.history, model.spoilt(part.history, target, rng))
+        )
+    assert auc(original, replaced) > 0.65
+
+
+def test_judges_that_give_up_on_everybody_leave_a_loss(toy_info: DatasetInfo) -> None:
+    """Without the auxiliary task nothing keeps weights from 0, and 0 / 0 was the end of a run."""
+    model = built(toy_info, kappa=0.0)
+    for judge in model.noise_models:
+        torch.nn.init.constant_(judge.judge[-1].bias, -1e4)
+    parts = model.training_step(batch(), torch.Generator().manual_seed(0))
+    parts["loss"].backward()
+    assert parts["next_item"].isfinite()
+    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())

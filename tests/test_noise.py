@@ -267,8 +267,28 @@ def test_the_stage_gives_each_user_its_own_weight(
     assert found["auc"] == 1.0
     assert found["noise_share"] == pytest.approx(14 / len(table))
     assert found["sequences"] == 40
+    assert found["auc_replaced"] == 0.5  # these weights do not read what is replaced
     unknown = table.assign(is_noise=pd.array([pd.NA] * len(table), dtype="boolean"))
-    assert evaluate._noise(model, prepared_of(unknown, toy_info), 8) is None
+    assert evaluate._noise(model, prepared_of(unknown, toy_info), 8) == {
+        "sequences": 40,
+        "auc_replaced": 0.5,
+    }
+    seen: list[torch.Tensor] = []
+
+    def doubtful(batch: Any) -> torch.Tensor:
+        seen.append(batch.history)
+        return torch.full((len(batch.history),), -float(len(seen)))
+
+    monkeypatch.setattr(model, "sequence_weights", doubtful)
+    told = evaluate._noise(model, prepared_of(unknown, toy_info), 40)
+    assert told is not None
+    assert told["auc_replaced"] == 1.0
+    assert ((seen[0] != seen[1]).sum(1) == 1).all()
+    soft = atjt(toy_info, weighting="reweighted")
+    assert evaluate._noise(soft, prepared_of(unknown, toy_info), 8) is None
+    without = evaluate._noise(soft, prepared_of(table, toy_info), 8)
+    assert without is not None
+    assert "auc_replaced" not in without  # a loss has seen the originals in training, a judge has not
     assert evaluate._noise(atjt(toy_info, weighting="none"), prepared_of(table, toy_info), 8) is None
     plain = registry.build("popularity", registry.configure("popularity", {}, "model"), toy_info)
     assert evaluate._noise(plain, prepared_of(table, toy_info), 8) is None
@@ -332,7 +352,9 @@ def test_from_raw_files_to_the_record(tmp_path: Path, monkeypatch: pytest.Monkey
             records[dataset, method] = json.loads(path.read_text())
     for (dataset, method), record in records.items():
         for seed in ("0", "1"):
-            assert ("noise" in record["seeds"][seed]) == (dataset == "toy-noise" and method == "atjt")
+            noise = record["seeds"][seed].get("noise", {})
+            assert ("auc_replaced" in noise) == (method == "atjt")
+            assert ("auc" in noise) == (dataset == "toy-noise" and method == "atjt")
             assert ("degeneration" in record["seeds"][seed]) == (method == "atjt")  # din has no states
             assert 0 < record["seeds"][seed]["sampled"]["9@0.75"]["auc"] < 1
             assert record["seeds"][seed]["users"] == 50  # all are ranked for, whoever was trained on

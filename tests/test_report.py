@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from ballast.data import schemas
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import ndcg
 from ballast.params import load
+from ballast.reporting import page as answers
 from ballast.reporting import plots, results, tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -503,6 +505,29 @@ def test_warnings_stand_beside_the_verdict(attacked):
     assert "keeps the largest share" in page
 
 
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        ((0.9, 0.3, 0.1), "at budget 0.2, B has the highest NDCG@10 left of 2 methods, 0.0300 of 0.1000"),
+        ((0.9, 0.3, 0.1), "B keeps the largest share, 30 %; at more than that, nobody keeps 20 %."),
+        ((0.9, 0.8, 0.7), "at budget 0.5, B has the highest"),
+        ((0.1, 0.0, 0.0), "none of 2 methods keeps 20 % of its NDCG@10, from budget 0.1 on."),
+    ],
+)
+def test_the_answer_is_told_where_somebody_stands(kept, said):
+    rows = [
+        {"dataset": "toys", "method": method, "condition": "pgd", "surface": "items", "budget": budget}
+        | {"relative": share * factor, "ndcg@10": 0.1 * share * factor, "clean_ndcg@10": 0.1}
+        for method, factor in (("a", 0.5), ("b", 1.0))
+        for budget, share in zip((0.1, 0.2, 0.5), kept, strict=True)
+    ]
+    flags = pd.DataFrame({"dataset": ["toys"], "method": ["a"]})
+    found = SimpleNamespace(attacks=pd.DataFrame(rows), flags=flags)
+    (sentence,) = answers._threatened(found, "toys", {"a": "A", "b": "B"})
+    assert said in sentence
+    assert "warn" not in sentence
+
+
 def test_attacks_have_their_figures_and_metrics(attacked, study):
     names = ["threat-items-attacked", "frontier-items-attacked", "threat-text-missing", "frontier-history"]
     for name in names:
@@ -570,6 +595,25 @@ def test_what_weights_know_of_noise(richer):
     figure = pd.read_csv(richer / "reports/figures/noise.csv")
     assert figure[["dataset", "noisy_dataset"]].to_numpy().tolist() == [["toys", "toys"], ["toys", "shop"]]
     assert "(n = 115 users)" in (richer / "reports/index.html").read_text()
+
+
+def test_noise_models_are_judged_where_the_truth_is_unknown(richer, stage, tmp_path, monkeypatch):
+    folder = tmp_path / "study"
+    shutil.copytree(richer, folder)
+    for path in (folder / "reports/cells/evaluate").glob("*--sasrec.json"):
+        cell = json.loads(path.read_text())
+        for record in cell["seeds"].values():
+            record["noise"] = {"sequences": 115, "auc_replaced": 0.625}
+        path.write_text(json.dumps(cell))
+    monkeypatch.chdir(folder)
+    stage.main()
+    frame = table(folder, "noise")
+    assert frame["auc_replaced"].tolist() == [0.625] * len(frame)
+    assert frame["auc"].isna().all()
+    assert not (folder / "reports/figures/noise.png").exists()
+    page = (folder / "reports/index.html").read_text()
+    assert "AUC, items replaced" in page
+    assert "Noisy sequences" not in page
 
 
 def test_a_study_without_such_records_has_no_word_of_them(study, richer):

@@ -1,16 +1,37 @@
 """Layers that several backbones share."""
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-def item_rows(ids: Tensor, table: Tensor, padding: int | None = None) -> Tensor:
-    """ids of any shape to their rows of the (I, D) table; row `padding` gets no gradient.
+@dataclass
+class TableRows:
+    """Some rows of an (I, D) item table, in its place where items are looked up by `item_rows` alone.
+
+    vectors: (U, D) the rows held. place: (I,) int64, where each item's row is among them. read: all ids that
+    were looked up, in (*) tensors of int64.
+    """
+
+    vectors: Tensor
+    place: Tensor
+    read: list[Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+
+def item_rows(ids: Tensor, table: Tensor | TableRows, padding: int | None = None) -> Tensor:
+    """ids of any shape to their rows of the (I, D) table; row `padding`, 0 if any, gets no gradient.
 
     A table marked `has_sparse_gradient` gets a sparse gradient: with a large catalogue a step then costs
     what its items cost, not what the catalogue costs.
     """
+    if isinstance(table, TableRows):
+        table.read.append(ids)
+        ids, table = table.place[ids], table.vectors
     is_sparse = getattr(table, "has_sparse_gradient", False)
     return functional.embedding(ids, table, padding_idx=padding, sparse=is_sparse)
 

@@ -15,6 +15,9 @@ from ballast.reporting.plots import Look
 from ballast.reporting.results import Results
 from ballast.reporting.tables import Table, best_first
 
+# The share of its NDCG@10 that a method must keep to be said to stand.
+STANDS = 0.2
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -308,27 +311,34 @@ def _robust(area: pd.DataFrame, cost: pd.DataFrame, labels: dict[str, str]) -> l
 
 
 def _threatened(results: Results, dataset: str, labels: dict[str, str]) -> list[str]:
-    """Which method to pick for which threat: who has most left at the largest budget of the worst attack."""
+    """Which method to pick for which threat: who has most left under the worst attack.
+
+    Told at the largest budget at which anybody stands: beyond it, who has a little more left is chance.
+    """
     frame = results.attacks[results.attacks["dataset"] == dataset]
     frame = frame[frame["condition"].isin(["pgd", threats.PIXELS, threats.MISSING])]
     warned = set(results.flags.loc[results.flags["dataset"] == dataset, "method"])
     sentences = []
     for (condition, surface), rows in frame.groupby(["condition", "surface"], sort=False):
-        worst = rows[rows["budget"] == rows["budget"].max()]
-        if len(worst) < 2:
+        if rows["method"].nunique() < 2:
             continue
-        most = worst.loc[worst[HEADLINE].idxmax()]
-        kept = worst.dropna(subset="relative")
-        place = f"{threats.threat(str(condition), str(surface))} at budget {worst['budget'].iloc[0]:g}"
-        if not (kept["relative"] >= 0.01).any():
-            sentences.append(f"With {place}, none of {len(worst)} methods keeps 1 % of its NDCG@10.")
+        threat = threats.threat(str(condition), str(surface))
+        best = rows.groupby("budget")["relative"].max()
+        told = best[best >= STANDS].index.max()
+        if pd.isna(told):
+            count, share = rows["method"].nunique(), f"{100 * STANDS:.0f} %"
+            least = f"from budget {best.index.min():g} on"
+            sentences.append(f"With {threat}, none of {count} methods keeps {share} of its NDCG@10, {least}.")
             continue
-        steady = kept.loc[kept["relative"].idxmax()]
+        there = rows[rows["budget"] == told]
+        most, steady = there.loc[there[HEADLINE].idxmax()], there.loc[there["relative"].idxmax()]
         sentence = (
-            f"With {place}, {labels[most['method']]} has the highest NDCG@10 left of {len(worst)} methods, "
-            f"{most[HEADLINE]:.4f} of {most[f'clean_{HEADLINE}']:.4f} clean; {labels[steady['method']]} "
-            f"keeps the largest share, {100 * steady['relative']:.0f} %"
+            f"With {threat} at budget {told:g}, {labels[most['method']]} has the highest NDCG@10 left of "
+            f"{len(there)} methods, {most[HEADLINE]:.4f} of {most[f'clean_{HEADLINE}']:.4f} clean; "
+            f"{labels[steady['method']]} keeps the largest share, {100 * steady['relative']:.0f} %"
         )
+        if told < best.index.max():
+            sentence += f"; at more than that, nobody keeps {100 * STANDS:.0f} %"
         if most["method"] in warned:
             sentence += "; the checks warn about attacks on it"
         sentences.append(sentence + ".")

@@ -167,8 +167,7 @@ def threat(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, 
                 axis.plot(x, y, color=style[str(method)].colour, linestyle=":", linewidth=0.8)
             else:
                 ends[str(method)] = _draw(axis, x, y, style[str(method)], has_markers=True)
-        axis.set_xticks([0.0, *sorted(rows["budget"].unique())])
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_xticks(*_spaced([0.0, *sorted(rows["budget"].unique())]))
         has_random = (rows["condition"] == "random").any()
         axis.set_xlabel(
             f"budget ({unit[str(rows['norm'].iloc[0])]})" + (", dotted: random" if has_random else "")
@@ -178,6 +177,17 @@ def threat(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, 
         return ends
 
     return _curves(frame, style, titles, draw)
+
+
+def _spaced(places: list[float]) -> tuple[list[float], list[str]]:
+    """Ticks and what is written at them: nothing where it would run into the one before."""
+    labels: list[str] = []
+    last = -np.inf
+    for place in places:
+        is_clear = place - last >= 0.07 * max(places)
+        labels.append(f"{place:g}" if is_clear else "")
+        last = place if is_clear else last
+    return places, labels
 
 
 def frontier(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
@@ -261,10 +271,11 @@ def trend(
     x_label: str,
     y: str = HEADLINE,
     y_label: str = "NDCG@10",
+    x_names: Sequence[str] = (),
 ) -> Figure:
     """A curve a method of column `y` by column `x`, with the interval `low` to `high` at each point.
 
-    Gains (`y` is "gain") are drawn in percent about a line at zero.
+    Gains (`y` is "gain") are drawn in percent about a line at zero. x_names: what x = 0, 1, ... are.
     """
     scale = 100 if y == "gain" else 1
 
@@ -278,6 +289,8 @@ def trend(
             error = [values - scale * curve["low"], scale * curve["high"] - values]
             axis.errorbar(places, values, yerr=error, fmt="none", ecolor=look.colour, elinewidth=0.8)
             ends[str(method)] = _draw(axis, places, values, look, has_markers=True)
+        if x_names:
+            axis.set_xticks(range(len(x_names)), x_names)
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         return ends
@@ -369,6 +382,8 @@ def noise(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, s
             curve = curve.sort_values("noise_share")
             x, y = curve["noise_share"].to_numpy(), curve["auc"].to_numpy()
             ends[str(method)] = _draw(axis, x, y, style[str(method)], has_markers=True)
+            sd = curve["auc_sd"].to_numpy()
+            axis.vlines(x, y - sd, y + sd, color=style[str(method)].colour, linewidth=0.8)
         axis.set_xlim(0, max(0.05, 1.1 * rows["noise_share"].max()))
         axis.set_xlabel("noise in training (share of the interactions)")
         axis.set_ylabel("AUC of the weights (0.5: chance)")

@@ -40,6 +40,7 @@ NOISE = (
     "noise_share",
     "noisy_sequence_share",
     "auc",
+    "auc_replaced",
     *(f"auc_by_{name}_{third}" for name in ("length", "popularity") for third in (1, 2, 3)),
     *(f"correlation_{name}{of}" for name in ("length", "popularity") for of in ("", "_clean")),
     "mean_weight_clean",
@@ -384,13 +385,13 @@ def _noise(evidence: Evidence) -> pd.DataFrame:
             | {
                 f"{key}_{third}": value
                 for key in ("auc_by_length", "auc_by_popularity")
-                for third, value in enumerate(record[key], 1)
+                for third, value in enumerate(record.get(key, ()), 1)
             }
             for record in records
         ]
         if flat:
             row = {"dataset": cell.dataset, "method": cell.method, "users": records[0]["sequences"]}
-            known = [record["auc"] for record in records if record["auc"] is not None]
+            known = [record["auc"] for record in records if record.get("auc") is not None]
             row |= {"seeds": len(records), "auc_sd": np.std(known, ddof=1) if len(known) > 1 else np.nan}
             rows.append({**row, **{name: _mean(flat, name) for name in NOISE}})
     return pd.DataFrame(rows, columns=[*KEYS, "users", "seeds", *NOISE, "auc_sd"])

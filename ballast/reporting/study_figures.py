@@ -108,11 +108,14 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         }
         draw = partial(plots.pretraining, style=plots.looks(states, frozenset()), titles=pools)
         figures.append(StudyFigure("pretraining", results.pretraining, caption, draw))
-    if len(results.noise):
-        alike = [variants.is_untouched(params, str(name), but="noise") for name in results.noise["dataset"]]
-        frame = results.noise.assign(noisy_dataset=results.noise["dataset"])[alike]
+    known = results.noise[results.noise["noise_share"].notna()]
+    if len(known):
+        alike = [variants.is_untouched(params, str(name), but="noise") for name in known["dataset"]]
+        frame = known.assign(noisy_dataset=known["dataset"])[alike]
         frame["dataset"] = frame["dataset"].map(lambda name: variants.base(params, str(name)))
-        caption = f"{mark}AUC of the weights for telling clean training sequences from noisy ones."
+        caption = (
+            f"{mark}AUC of the weights for telling clean training sequences from noisy ones; sd of seeds."
+        )
         draw = partial(plots.noise, style=style, titles=_titles(params, frame))
         figures += [StudyFigure("noise", frame, caption, draw)] if len(frame) else []
     if len(results.crossed):
@@ -156,7 +159,8 @@ def _placed(results: Results, params: Params, style: Mapping[str, Look], mark: s
             style=style,
             titles=_titles(params, rows),
             x="place",
-            x_label="items changed (0: the first, 1: those in the middle, 2: the last)",
+            x_label="which items of the history change",
+            x_names=PLACES,
             y="relative",
             y_label="NDCG@10, share of clean",
         )

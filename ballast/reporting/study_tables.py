@@ -291,12 +291,22 @@ def _protocol(name: str) -> str:
 
 def noise(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
     """Whether weights of training sequences know the noise, or follow taste."""
+    title, method = "Do the weights know the noise?", Column("Method", labelled(labels), is_number=False)
+    replaced = Column("AUC, items replaced", number("auc_replaced", 3), best="auc_replaced")
+    about_replaced = (
+        "Items replaced: AUC of telling training sequences from copies of them with items replaced, which a "
+        "noise model is trained to tell apart, on other users; 0.5 is chance. Means over seeds."
+    )
+    if results.noise["noise_share"].isna().all():
+        frame = best_first(results.noise, "auc_replaced")
+        return Table("noise", title, frame, [method, replaced], about_replaced, headings=headings)
     columns = [
-        Column("Method", labelled(labels), is_number=False),
+        method,
         Column("Noise", percent("noise_share")),
         Column("Noisy sequences", percent("noisy_sequence_share")),
         Column("AUC", number("auc", 3), best="auc"),
         Column("sd", number("auc_sd", 3)),
+        replaced,
     ]
     for name, thirds in {
         "length": ("short", "middling", "long"),
@@ -315,12 +325,12 @@ def noise(results: Results, labels: Mapping[str, str], headings: Mapping[str, st
     note = (
         "Weights that training gives its sequences, against the truth; means over seeds, sd over seeds. "
         "Noise: share of the training interactions. AUC: of telling sequences without a noisy item from "
-        "those with one, among the items that the method sees; 0.5 is chance. By thirds of the users: by "
-        "number of training interactions, and by mean popularity of the items. Correlation: Spearman's, of "
-        "the weight; over all sequences, and over those without noise alone, where it is about taste."
+        f"those with one, among the items that the method sees; 0.5 is chance. {about_replaced} By thirds of "
+        "the users: by number of training interactions, and by mean popularity of the items. Correlation: "
+        "Spearman's, of the weight; over all sequences, and over those without noise alone, where it is "
+        "about taste."
     )
-    frame = best_first(results.noise, "auc")
-    return Table("noise", "Do the weights know the noise?", frame, columns, note, headings=headings)
+    return Table("noise", title, best_first(results.noise, "auc"), columns, note, headings=headings)
 
 
 def _signed(key: str) -> Callable[[Row], str]:

@@ -17,6 +17,9 @@ place is drawn for each sequence; the replacement is not in the sequence; the ta
 draws w. `truncated` and `reweighted` are the known alternatives that need no D, T-CE and R-CE of Wang et
 al. (Denoising Implicit Feedback, WSDM 2021, arXiv 2006.04153), over sequences: the `drop` share with the
 largest loss is left out, or a sequence counts exp(-l)^beta.
+
+Under Adam kappa does not make D learn faster: a step is as long whatever a loss counts. D's steps are
+`noise_rate` times as long as the recommender's, which else has stopped before D knows a replaced item.
 """
 
 from dataclasses import dataclass
@@ -27,9 +30,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ballast.data.sequences import Batch, sample_negatives
+from ballast.models.layers import small_embedding
 from ballast.models.method import DatasetInfo
 from ballast.models.sequential import IdMethod, added
+from ballast.params import TrainingParams
 from ballast.reproducibility import generator
+
+LOWEST_LOGIT = -30.0
 
 
 class Atjt(IdMethod):
@@ -45,6 +52,7 @@ class Atjt(IdMethod):
         replacement: Literal["uniform", "popularity"] = "uniform"
         is_crossed: bool = True
         noise_dim: int = 8
+        noise_rate: float = 5.0
         drop: float = 0.1
         beta: float = 0.25
 
@@ -59,6 +67,20 @@ class Atjt(IdMethod):
     @property
     def has_noise_model(self) -> bool:
         return self.config.weighting in ("learned", "detached")
+
+    def optimizers(self, training: TrainingParams) -> list[torch.optim.Optimizer]:
+        if not self.has_noise_model:
+            return super().optimizers(training)
+        named = list(self.named_parameters())
+        groups = [
+            {"params": [weight for name, weight in named if not name.startswith("noise_models.")]},
+            {
+                "params": list(self.noise_models.parameters()),
+                "lr": training.learning_rate * self.config.noise_rate,
+            },
+        ]
+        rate, decay = training.learning_rate, training.weight_decay
+        return [torch.optim.Adam(groups, lr=rate, weight_decay=decay, fused=True)]
 
     def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         table = self.item_table()
@@ -114,7 +136,9 @@ class Atjt(IdMethod):
         """
         opinions = torch.stack([model(history, target) for model in self.noise_models])  # (1 or 2, B)
         half = (users % len(self.noise_models)) if sees_half else (users + 1) % len(self.noise_models)
-        return opinions.gather(0, half[None])[0].float().sigmoid()
+        logits = opinions.gather(0, half[None])[0].float()
+        # Without its own task D may send all to 0, and a mean cannot be weighted by nothing but zeros.
+        return logits.clamp(min=LOWEST_LOGIT).sigmoid()
 
     def _noise_loss(self, users: Tensor, history: Tensor, target: Tensor, rng: torch.Generator) -> Tensor:
         """() cross entropy of telling the half of the batch that is spoilt from the half that is not."""
@@ -171,7 +195,9 @@ class NoiseModel(nn.Module):
 
     def __init__(self, num_items: int, dim: int) -> None:
         super().__init__()
-        self.items = nn.Embedding(num_items + 1, dim, padding_idx=0)
+        # From vectors of unit variance D does not learn its task before the recommender has stopped; much
+        # smaller ones, whose products it reads, take long to leave zero.
+        self.items = small_embedding(num_items + 1, dim, std=0.1)
         self.attend = nn.Sequential(nn.Linear(4 * dim, 4 * dim), nn.PReLU(), nn.Linear(4 * dim, 1))
         self.judge = nn.Sequential(nn.Linear(4 * dim, 4 * dim), nn.PReLU(), nn.Linear(4 * dim, 1))
 

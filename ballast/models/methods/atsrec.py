@@ -14,13 +14,14 @@ second dropout mask.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from ballast.data.sequences import Batch
 from ballast.errors import BallastError
+from ballast.models.layers import TableRows, item_rows
 from ballast.models.method import DatasetInfo
 from ballast.models.sequential import IdMethod, added
 from ballast.perturbation import direction, projected, random_direction, sizes
@@ -54,11 +55,12 @@ class AtsRec(IdMethod):
     def training_step(self, batch: Batch, rng: torch.Generator) -> dict[str, Tensor]:
         view = self.backbone.training_view(batch, rng)
         drawn = rng.get_state()
+        rows = _Rows(self.items.weight) if self._moves_rows_read else None
 
         def loss_at(delta: Tensor | None) -> Tensor:
             """The loss on a perturbed table: the same draws each time, but for dropout."""
             rng.set_state(drawn)
-            return self._loss(batch, view, delta, rng)
+            return self._loss(batch, view, delta, rng, rows)
 
         if self.config.weight == 0:
             return {"loss": loss_at(None)}
@@ -68,7 +70,10 @@ class AtsRec(IdMethod):
         )
         clean = loss_at(start)
         gradients = self._gradients(clean, start)
-        delta = self._perturbation(gradients.pop("delta", gradients["items.weight"]), loss_at, rng)
+        gradient = gradients.pop("delta", gradients["items.weight"])
+        if rows is not None:
+            gradient = gradient.index_select(0, rows.narrow())
+        delta = self._perturbation(gradient, loss_at, rng)
         adversarial = loss_at(delta)
         if self.config.attack == "free" and self.config.adversary == "gradient":
             moved = self._gradients(adversarial, delta)
@@ -84,12 +89,30 @@ class AtsRec(IdMethod):
             "is_at_boundary": (size >= 0.999 * self.config.radius).float(),
         }
 
-    def _loss(self, batch: Batch, view: Batch, delta: Tensor | None, rng: torch.Generator) -> Tensor:
-        """() loss where `delta` (I, D) is added to the table that the history, the scores or both read."""
-        table = self.item_table()
+    @property
+    def _moves_rows_read(self) -> bool:
+        """Whether only rows that the batch reads are moved, so that passes can do without the others."""
+        config = self.config
+        return self.loss.is_sampled and config.adversary == "gradient" and config.attack != "free"
+
+    def _loss(
+        self,
+        batch: Batch,
+        view: Batch,
+        delta: Tensor | None,
+        rng: torch.Generator,
+        rows: "_Rows | None" = None,
+    ) -> Tensor:
+        """() loss where `delta` is added to the table that the history, the scores or both read.
+
+        delta: (I, D), or (U, D) for the rows that the batch reads once `rows` knows them.
+        """
+        table = self.item_table() if rows is None else rows.of(self.item_table())
         moved = table if delta is None else table + delta
         inputs = table if self.config.perturb == "output" else moved
         outputs = table if self.config.perturb == "input" else moved
+        if rows is not None:
+            inputs, outputs = rows.lookup(inputs), rows.lookup(outputs)
         loss = self.next_item_loss(view, inputs, outputs, rng)
         return added(loss, self.backbone.extra_losses(batch, inputs, rng))
 
@@ -137,5 +160,49 @@ class AtsRec(IdMethod):
     def _held(self, loss: Tensor, gradients: dict[str, Tensor]) -> Tensor:
         """A stand-in for `loss` with its value and its gradients, which are known: no second backward."""
         named = dict(self.named_parameters())
-        linear = torch.stack([(named[name] * part).sum() for name, part in gradients.items()]).sum()
-        return linear + (loss - linear).detach()
+        held: Tensor = _Held.apply(
+            loss.detach(), list(gradients.values()), *(named[name] for name in gradients)
+        )
+        return held
+
+
+class _Held(torch.autograd.Function):
+    """A value () with given gradients of the tensors that follow."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(outer[0] * part for part in ctx.gradients))
+
+
+class _Rows:
+    """The rows of the item table that a batch reads: all, until a pass has shown which."""
+
+    def __init__(self, table: Tensor) -> None:
+        self.ids: Tensor | None = None
+        self.place = torch.arange(len(table), device=table.device)
+        self.read: list[Tensor] = []
+
+    def of(self, table: Tensor) -> Tensor:
+        """(I, D) table to its (U, D) rows."""
+        return table if self.ids is None else item_rows(self.ids, table)
+
+    def lookup(self, vectors: Tensor) -> Tensor:
+        """What stands in for a table where the (U, D) rows are looked up by item id."""
+        # Whoever trains under a sampled loss asks for no more of a table than its length and `item_rows`.
+        return cast(Tensor, TableRows(vectors, self.place, self.read))
+
+    def narrow(self) -> Tensor:
+        """(U,) the rows read so far, padding among them; from now on a pass that reads another one fails."""
+        is_read = torch.zeros(len(self.place), dtype=torch.bool, device=self.place.device)
+        is_read[0] = True
+        for ids in self.read:
+            is_read[ids.flatten()] = True
+        self.ids = is_read.nonzero().squeeze(1)
+        self.place = torch.where(is_read, is_read.cumsum(0) - 1, -1)
+        self.read = []
+        return self.ids
