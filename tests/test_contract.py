@@ -124,7 +124,7 @@ EXAMPLES = {
     "atjt-sasrec": sequential(CE, method="atjt", kappa=10.0, noise_dim=4, replaced=2),
     "atjt-din": sequential(LOSSES["bce"], BACKBONES["din"], "atjt", kappa=10.0, noise_dim=4),
     "atjt-popular": sequential(LOSSES["bce"], method="atjt", replacement="popularity", is_crossed=False),
-    "atjt-detached": sequential(CE, BACKBONES["gru4rec"], "atjt", weighting="detached"),
+    "atjt-detached": sequential(CE, BACKBONES["gru4rec"], "atjt", weighting="detached", noise_rate=0.1),
     "atjt-random": sequential(CE, method="atjt", weighting="random"),
     "atjt-truncated": sequential(LOSSES["ss"], method="atjt", weighting="truncated", drop=0.05),
     "atjt-reweighted": sequential(LOSSES["gbce"], method="atjt", weighting="reweighted", beta=0.5),
