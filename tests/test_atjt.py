@@ -7,6 +7,7 @@ import torch
 from conftest import ITEMS, make_store, walk
 
 from ballast.data.sequences import Batch, training_batches
+from ballast.errors import BallastError
 from ballast.evaluation.noise import auc
 from ballast.models import registry
 from ballast.models.method import DatasetInfo
@@ -159,3 +160,9 @@ def test_judges_that_give_up_on_everybody_leave_a_loss(toy_info: DatasetInfo) ->
     parts["loss"].backward()
     assert parts["next_item"].isfinite()
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("wrong", [{"noise_rate": 0.0}, {"replaced": 0}, {"drop": 1.0}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float], toy_info: DatasetInfo) -> None:
+    with pytest.raises(BallastError, match=next(iter(wrong))):
+        built(toy_info, **wrong)

@@ -23,9 +23,10 @@ Under Adam kappa does not make D learn faster: a step is as long whatever a loss
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -48,12 +49,12 @@ class Atjt(IdMethod):
     class Config(IdMethod.Config):
         weighting: Literal["learned", "detached", "none", "random", "truncated", "reweighted"] = "learned"
         kappa: float = 100.0
-        replaced: int = 1
+        replaced: Annotated[int, Field(ge=1)] = 1
         replacement: Literal["uniform", "popularity"] = "uniform"
         is_crossed: bool = True
         noise_dim: int = 8
-        noise_rate: float = 5.0
-        drop: float = 0.1
+        noise_rate: Annotated[float, Field(gt=0)] = 5.0
+        drop: Annotated[float, Field(ge=0, lt=1)] = 0.1
         beta: float = 0.25
 
     def __init__(self, config: Any, data: DatasetInfo) -> None:
