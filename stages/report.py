@@ -17,6 +17,7 @@ from ballast.params import Params
 from ballast.reporting import page, plots, results, study_figures, study_tables, tables, transfer
 from ballast.reporting.claims import default_claims
 from ballast.reporting.evidence import Cell, Evidence, check
+from ballast.reporting.variants import popularity_of_base
 from ballast.reproducibility import atomic_path, numpy_generator, output_lock
 
 REPORTS = Path("reports")
@@ -52,7 +53,7 @@ def _read(params: Params) -> Evidence:
     }
     return Evidence(
         params=params,
-        cells={(d, m): _read_cell(d, m) for d, m in params.grid()},
+        cells=popularity_of_base({(d, m): _read_cell(d, m) for d, m in params.grid()}, params),
         datasets={d: _json(REPORTS / "cells/preprocess" / f"{d}.json", d) for d, _ in params.grid()},
         deterministic=frozenset(name for name, stepped in is_stepped.items() if not stepped),
         pretraining={name: _json(study.pretraining_cell(name), name) for name in params.transfer.pretraining},

@@ -88,6 +88,26 @@ def test_the_attack_raises_the_loss_more_than_a_random_direction(
     assert attacked["adversarial"] > random["adversarial"]
 
 
+@pytest.mark.parametrize("norm", ["table", "row"])
+@pytest.mark.parametrize(
+    "settings", [{"attack": "pgd"}, {"attack": "fgm"}, {"attack": "fgsm"}, {"adversary": "random"}]
+)
+def test_every_perturbation_is_as_large_as_the_ball(
+    norm: Any, settings: dict[str, Any], toy_info: DatasetInfo
+) -> None:
+    """Signs of a whole table are dozens of times as long as a step of its gradient: equal budgets."""
+    model = built(toy_info, norm=norm, radius=0.05, step_size=0.02, **settings)
+
+    def loss_at(delta: Tensor) -> Tensor:
+        loss: Tensor = model._loss(batch(), batch(), delta, torch.Generator().manual_seed(1))
+        return loss
+
+    delta = torch.zeros_like(model.items.weight, requires_grad=True)
+    (gradient,) = torch.autograd.grad(loss_at(delta), delta)
+    found = model._perturbation(gradient, loss_at, torch.Generator().manual_seed(1))
+    assert sizes(found.detach(), norm).max().item() == pytest.approx(0.05, rel=1e-4)
+
+
 def test_the_first_step_agrees_with_finite_differences(toy_info: DatasetInfo) -> None:
     model = built(toy_info)
     table = model.items.weight.detach()

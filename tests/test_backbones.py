@@ -12,7 +12,7 @@ from ballast.data.sequences import Batch
 from ballast.errors import BallastError
 from ballast.models import backbones
 from ballast.models.backbones import MASK, Backbone, bert4rec, cl4srec
-from ballast.models.layers import PaddedGRU
+from ballast.models.layers import Dropout, PaddedGRU
 
 DIM, MAX_LEN = 8, 10
 WITH_STATES = [name for name in backbones.known() if name != "din"]  # which has tests of its own
@@ -354,3 +354,12 @@ def test_the_contrast_is_weighed() -> None:
         extra = built("cl4srec", contrast=weight).extra_losses(batch, table(), seeded())
         losses.append(extra["contrast"].item())
     assert losses[1] == pytest.approx(4 * losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0005, 0.0015, 0.002, 0.1, 0.9, 1.0])
+def test_dropout_keeps_what_its_rate_says(rate: float) -> None:
+    """Rates are rounded to 1 / 256; one that rounds to none once dropped everything."""
+    torch.manual_seed(0)
+    kept = Dropout(rate).train()(torch.ones(200_000))
+    assert (kept != 0).float().mean().item() == pytest.approx(1 - rate, abs=0.004)
+    assert kept.mean().item() == pytest.approx(1.0 if rate < 1 else 0.0, abs=0.03)

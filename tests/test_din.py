@@ -108,3 +108,15 @@ def test_a_loss_over_the_catalogue_is_refused(toy_info: DatasetInfo) -> None:
     batch = Batch(torch.tensor([1]), torch.tensor([[3, 5]]), torch.tensor([[5, 9]]))
     with pytest.raises(BallastError, match=r"model.loss: cross_entropy scores all items .* take bce, gbce"):
         model.training_step(batch, seeded())
+
+
+@torch.inference_mode()
+def test_scores_are_in_full_precision_under_autocast(toy_info: DatasetInfo) -> None:
+    """In half precision neighbours in rank would be tied, and early stopping goes by ranks."""
+    torch.manual_seed(0)
+    settings = {"backbone": {"name": "din"}, "loss": {"name": "bce"}, "dim": DIM, "max_len": 10}
+    model = registry.build("next_item", registry.configure("next_item", settings, "model"), toy_info).eval()
+    batch = Batch(user_id=torch.arange(4), history=HISTORY)
+    exact = model.score(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model.score(batch), exact)

@@ -18,9 +18,9 @@ import yaml
 from ballast.data import schemas
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import ndcg
-from ballast.params import load
+from ballast.params import AttackParams, RobustnessParams, load
+from ballast.reporting import evidence, plots, results, tables, threats, variants
 from ballast.reporting import page as answers
-from ballast.reporting import plots, results, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = {"toys": 120, "shop": 90}  # users
@@ -273,8 +273,8 @@ def test_robustness_by_hand(study):
     assert frame.loc[("toys", "sasrec", "insert", 0.0), "relative"] == 1
     metrics = json.loads((study / "reports/metrics.json").read_text())["toys"]["sasrec"]
     middle = frame.loc[("toys", "sasrec", "insert", 0.2), "relative"]
-    area = (0.2 * (1 + middle) / 2 + 0.3 * (middle + row["relative"]) / 2) / 0.5
-    assert metrics["robustness_area-insert"] == pytest.approx(area, abs=1e-5)
+    kept = (middle + row["relative"]) / 2  # budget 0 is no part of it
+    assert metrics["robustness_area-insert"] == pytest.approx(kept, abs=1e-5)
 
 
 def test_collapse_is_told_of_methods_with_vectors(study):
@@ -434,7 +434,7 @@ def test_corrupted_histories_are_told_as_without_attacks(attacked, study):
         pd.testing.assert_frame_equal(table(attacked, name), table(study, name))
 
 
-def test_differences_of_losses_are_tested_in_declared_pairs(attacked):
+def test_shares_kept_are_tested_in_declared_pairs(attacked):
     frame = table(attacked, "loss_tests")
     pairs = set(zip(frame["method_a"], frame["method_b"], strict=True))
     assert pairs == {("item-knn", "sasrec"), ("sasrec", "item-knn")}  # popularity was not attacked
@@ -443,8 +443,8 @@ def test_differences_of_losses_are_tested_in_declared_pairs(attacked):
     assert one["difference"] == pytest.approx(-other["difference"])
     assert one["seeds"] == len(SEEDS)
     left = table(attacked, "attacks").set_index(["dataset", "method", "condition", "budget"])
-    lost = left["clean_ndcg@10"] - left["ndcg@10"]
-    assert -one["mean_a"] == pytest.approx(lost.loc[("toys", "item-knn", "pgd", 0.5)])
+    assert one["mean_a"] == pytest.approx(left["relative"].loc[("toys", "item-knn", "pgd", 0.5)])
+    assert one["mean_b"] == pytest.approx(left["relative"].loc[("toys", "sasrec", "pgd", 0.5)])
     nothing = frame[frame["condition"] == "random"]
     assert (nothing["difference"] == 0).all()
     assert (nothing["verdict"] == "undecided").all()
@@ -509,23 +509,106 @@ def test_warnings_stand_beside_the_verdict(attacked):
     ("kept", "said"),
     [
         ((0.9, 0.3, 0.1), "at budget 0.2, B has the highest NDCG@10 left of 2 methods, 0.0300 of 0.1000"),
-        ((0.9, 0.3, 0.1), "B keeps the largest share, 30 %; at more than that, nobody keeps 20 %."),
+        (
+            (0.9, 0.3, 0.1),
+            "B keeps the largest share, 30 % (100 users, not tested); at more than that, nobody keeps 20 %.",
+        ),
         ((0.9, 0.8, 0.7), "at budget 0.5, B has the highest"),
         ((0.1, 0.0, 0.0), "none of 2 methods keeps 20 % of its NDCG@10, from budget 0.1 on."),
     ],
 )
 def test_the_answer_is_told_where_somebody_stands(kept, said):
-    rows = [
-        {"dataset": "toys", "method": method, "condition": "pgd", "surface": "items", "budget": budget}
-        | {"relative": share * factor, "ndcg@10": 0.1 * share * factor, "clean_ndcg@10": 0.1}
-        for method, factor in (("a", 0.5), ("b", 1.0))
-        for budget, share in zip((0.1, 0.2, 0.5), kept, strict=True)
-    ]
-    flags = pd.DataFrame({"dataset": ["toys"], "method": ["a"]})
-    found = SimpleNamespace(attacks=pd.DataFrame(rows), flags=flags)
-    (sentence,) = answers._threatened(found, "toys", {"a": "A", "b": "B"})
+    (sentence,) = told_of(kept)
     assert said in sentence
     assert "warn" not in sentence
+
+
+def told_of(kept, flags=(), others=(), norms=("l2",)):
+    """Sentences on PGD of item vectors, which leaves B the shares `kept` and A half of them."""
+    rows = [
+        {"dataset": "toys", "method": method, "condition": condition, "surface": "items", "norm": norm}
+        | {"budget": budget, "relative": share * factor, "ndcg@10": 0.1 * share * factor}
+        | {"clean_ndcg@10": 0.1, "users": 100}
+        for norm in norms
+        for condition, method, factor in (("pgd", "a", 0.5), ("pgd", "b", 1.0), *others)
+        for budget, share in zip((0.1, 0.2, 0.5), kept, strict=True)
+    ]
+    names = ["dataset", "method", "flag", "about"]
+    said = pd.DataFrame([("toys", *flag) for flag in flags], columns=names)
+    attacks = {
+        name: AttackParams(attack={"name": name.partition("-")[0], **more}, budgets=[0.1], surfaces=["items"])
+        for name, more in {"pgd": {}, "fgm": {}, "random": {}, "pgd-table": {"scope": "table"}}.items()
+    }
+    found = SimpleNamespace(attacks=pd.DataFrame(rows), flags=said)
+    return answers._threatened(found, RobustnessParams(attacks=attacks), "toys", {"a": "A", "b": "B"})
+
+
+def test_two_norms_are_two_threats():
+    frame = told_of((0.9, 0.8, 0.7), norms=("l2", "linf"))
+    assert [sentence.partition(" at ")[0] for sentence in frame] == [
+        "With items attacked (by the length of a row)",
+        "With items attacked (by its entries)",
+    ]
+
+
+def test_the_answer_is_about_the_attack_that_leaves_least():
+    (sentence,) = told_of(
+        (0.9, 0.8, 0.7), others=[("fgm", "b", 0.4), ("random", "a", 0), ("pgd-table", "a", 0)]
+    )
+    assert "A has the highest NDCG@10 left of 2 methods, 0.0350 of 0.1000 clean" in sentence
+
+
+@pytest.mark.parametrize(
+    ("method", "about", "is_said"),
+    [
+        ("b", "pgd on items, l2, row, rank at 0.5", True),
+        ("b", "pgd on items, l2, row, rank at 0.1", False),  # told at another budget
+        ("b", "pgd on items, l2, row, rank, promoting 7 at 0.5", False),
+        ("b", "pgd on image, l2, row, rank at 0.5", False),
+        ("b", "items, l2, row", True),  # its gradient
+        ("b", "NextItem", True),  # its scores
+        ("a", "pgd on items, l2, row, rank at 0.5", False),  # not the method that is named
+    ],
+)
+def test_a_warning_is_said_where_it_bears(method, about, is_said):
+    (sentence,) = told_of((0.9, 0.8, 0.7), flags=[(method, "more steps still gain", about)])
+    assert ("the checks warn about this attack on B" in sentence) == is_said
+
+
+def test_rare_targets_are_those_of_the_whole(tmp_path):
+    """A sample's counts would make other users rare: they are counted in what nothing was done to."""
+    make_study(tmp_path)
+    params = load(tmp_path / "params.yaml")
+    whole, other = list(params.datasets)[:2]
+    sample = dataclasses.replace(params.datasets[whole], label="Sample")
+    apart = dataclasses.replace(params.datasets[other], reader={"name": "other"})
+    params = dataclasses.replace(params, datasets={**params.datasets, other: apart, "sample": sample})
+
+    def ranks(counts, users=(1, 2)):
+        return pd.DataFrame({"user_id": [*users] * 2, "target_n_train": [*counts] * 2, "seed": [0, 0, 1, 1]})
+
+    cells = {
+        (whole, "sasrec"): ranks([9, 3]),
+        ("sample", "sasrec"): ranks([1, 0]),
+        (other, "sasrec"): ranks([5, 6]),
+    }
+    cells = {key: evidence.Cell(*key, frame, frame, {}, {}, {}) for key, frame in cells.items()}
+    found = variants.popularity_of_base(cells, params)
+    assert found["sample", "sasrec"].ranks["target_n_train"].tolist() == [9, 3, 9, 3]
+    assert found[other, "sasrec"].ranks["target_n_train"].tolist() == [5, 6, 5, 6]
+    cells["sample", "sasrec"] = dataclasses.replace(cells["sample", "sasrec"], ranks=ranks([1, 0], (1, 7)))
+    found = variants.popularity_of_base(cells, params)
+    assert found["sample", "sasrec"].ranks["target_n_train"].tolist() == [1, 0, 1, 0]  # other users
+
+
+def test_what_keeps_nothing_has_no_area():
+    """One budget, or several, at which nothing is left: the untested way there is not credited."""
+    rows = [
+        {"dataset": "toys", "method": "a", "condition": c, "budget": b, "relative": float(b == 0), "users": 5}
+        for c, budgets in (("one", (0.0, 1.0)), ("two", (0.0, 0.2, 0.5)))
+        for b in budgets
+    ]
+    assert (threats.area(pd.DataFrame(rows), ["condition"])["area"] == 0).all()
 
 
 def test_attacks_have_their_figures_and_metrics(attacked, study):
@@ -541,7 +624,7 @@ def test_attacks_have_their_figures_and_metrics(attacked, study):
     found = json.loads((attacked / "reports/metrics.json").read_text())["toys"]
     kept = table(attacked, "attacks").set_index(["dataset", "method", "condition"])["relative"]
     small, large = kept.loc[("toys", "sasrec", "pgd")]
-    wanted = (0.1 * (1 + small) / 2 + 0.4 * (small + large) / 2) / 0.5
+    wanted = (small + large) / 2
     assert found["sasrec"]["robustness_area-pgd-items"] == pytest.approx(wanted, abs=1e-5)
     assert "robustness_area-pgd-items" not in found["popularity"]
 
@@ -947,7 +1030,7 @@ def test_best_so_far_by_hand():
 
 
 def test_doctests():
-    assert doctest.testmod(tables).failed == 0
+    assert doctest.testmod(tables).failed == doctest.testmod(threats).failed == 0
 
 
 def test_looks_are_fixed_and_distinct():

@@ -1,4 +1,4 @@
-"""How sure a difference is: paired bootstrap over users, seed intervals, Holm's correction, verdicts."""
+"""How sure a difference is: paired bootstrap over users, the seeds' share, Holm's correction, verdicts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,15 +86,17 @@ def holm(p: ArrayLike) -> Array:
 def compare(
     scores: Mapping[str, Scores], pairs: Sequence[tuple[str, str]], draws: int, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Paired bootstrap of mean(a) - mean(b) over users for each pair of methods.
+    """Paired tests of mean(a) - mean(b) for each pair of methods, users and seeds both being drawn.
 
-    A user's value is its mean over seeds; users, not user-seed pairs, are resampled, since the seeds
-    share their users. p is two-sided, from the bootstrap's standard error and the normal tail: a p
-    counted from draws cannot fall below 2 / draws, which is too coarse once a family is corrected.
+    A user's value is its mean over seeds, and users are resampled with their seeds (paired bootstrap within
+    seeds). To that error comes what the seeds vary by, so that a difference must hold for other users and for
+    other runs. Of few runs some agree by chance: no method counts as steadier than the median one here. p is
+    two-sided, from Student's t: a p counted from draws cannot fall below 2 / draws, which is too coarse once
+    a family is corrected.
 
     Columns: method_a, method_b, users, seeds (0 when both are deterministic), mean_a, mean_b,
-    difference, relative (to mean_b), low, high (95 % percentile interval over users), seed_low,
-    seed_high (95 % t interval of the difference over seeds, NaN without two seeds), p.
+    difference, relative (to mean_b), low, high (95 % interval over users and seeds), seed_low, seed_high
+    (95 % t interval of the difference over seeds alone, NaN without two seeds), p.
     """
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     means = np.stack([scores[name].values.mean(axis=0) for name in names])  # (M, U)
@@ -103,10 +105,18 @@ def compare(
     first = [index[a] for a, _ in pairs]
     second = [index[b] for _, b in pairs]
     difference = means.mean(axis=1)[first] - means.mean(axis=1)[second]
-    low, high = percentile_interval(drawn[:, first] - drawn[:, second])
-    error = (drawn[:, first] - drawn[:, second]).std(axis=0, ddof=1)
+    of_users = (drawn[:, first] - drawn[:, second]).var(axis=0, ddof=1)
+    varied = np.array([_seed_variance(scores[name]) for name in names])
+    usual = np.median(varied[np.isfinite(varied)]) if np.isfinite(varied).any() else 0.0
+    of_seeds = np.maximum(varied, usual)
+    errors = [
+        _error(scores[a], scores[b], of_users[place], of_seeds[[index[a], index[b]]])
+        for place, (a, b) in enumerate(pairs)
+    ]
+    error, freedom = np.array(errors).reshape(-1, 2).T
+    half = stats.t.ppf(0.975, freedom) * error
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(difference == 0, 1.0, 2 * stats.norm.sf(np.abs(difference) / error))
+        p = np.where(difference == 0, 1.0, 2 * stats.t.sf(np.abs(difference) / error, freedom))
         relative = difference / means.mean(axis=1)[second]
     frame = pd.DataFrame(
         {
@@ -118,13 +128,44 @@ def compare(
             "mean_b": means.mean(axis=1)[second],
             "difference": difference,
             "relative": np.where(np.isfinite(relative), relative, np.nan),
-            "low": low,
-            "high": high,
+            "low": difference - half,
+            "high": difference + half,
         }
     )
     intervals = [_seed_difference(scores[a], scores[b]) for a, b in pairs]
     frame["seed_low"], frame["seed_high"] = zip(*intervals, strict=True) if intervals else ((), ())
     return frame.assign(p=p)
+
+
+def _seed_variance(score: Scores) -> float:
+    """What runs add to the squared error of a method's mean, beyond what its users explain; NaN without.
+
+    The scores are a table of seeds by users, both drawn at random: its variance component of the seeds
+    (Searle, Casella & McCulloch, Variance Components, 1992, ch. 4), never below zero.
+    """
+    values = score.values  # (S, U)
+    seeds, users = values.shape
+    if seeds < 2 or users < 2:
+        return float("nan")
+    runs = values.mean(axis=1, keepdims=True)
+    residual = values - runs - values.mean(axis=0) + values.mean()
+    of_users = (residual**2).sum() / ((seeds - 1) * (users - 1)) / (seeds * users)
+    return max(float(runs.var(ddof=1)) / seeds - of_users, 0.0)
+
+
+def _error(a: Scores, b: Scores, of_users: float, of_seeds: Sequence[float]) -> tuple[float, float]:
+    """Standard error of the mean difference, and its degrees of freedom (Satterthwaite 1946).
+
+    of_users: the squared error over users; of_seeds: what the runs of each method add, as in Welch's test.
+    """
+    squares, freedoms = [of_users], [a.values.shape[1] - 1]
+    for score, square in zip((a, b), of_seeds, strict=True):
+        if len(score.values) > 1:
+            squares.append(square)
+            freedoms.append(len(score.values) - 1)
+    total = sum(squares)
+    parts = sum(square**2 / max(freedom, 1) for square, freedom in zip(squares, freedoms, strict=True))
+    return float(np.sqrt(total)), float(total**2 / parts) if parts > 0 else 1.0
 
 
 def _shared_seeds(a: Scores, b: Scores) -> int:

@@ -69,6 +69,8 @@ class Dropout(nn.Module):
         if values.device.type != "cpu":
             return functional.dropout(values, self.rate)
         kept = round((1 - self.rate) * 256)
+        if kept == 256:  # a rate below half a step: a byte cannot say "less than 256"
+            return values
         if kept == 0:
             return torch.zeros_like(values)
         words = torch.empty((values.numel() + 7) // 8, dtype=torch.int64)

@@ -92,7 +92,8 @@ class SequentialMethod(Method):
         table = self.item_table()
         if self.backbone.reads_candidates:
             every = torch.arange(len(table), device=table.device)
-            return self.backbone.candidate_scores(batch.history, every, table, table).float()
+            with torch.autocast(table.device.type, enabled=False):  # as below
+                return self.backbone.candidate_scores(batch.history, every, table, table)
         state = self.query(batch.history, table)  # (B, D)
         # Whatever the encoder's precision: bfloat16 scores of neighbours in rank would be equal.
         with torch.autocast(state.device.type, enabled=False):

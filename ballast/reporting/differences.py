@@ -33,9 +33,9 @@ COLUMNS = (
 def differences(evidence: Evidence, draws: int, rng: np.random.Generator) -> pd.DataFrame:
     """A row a declared pair and dataset that has both methods.
 
-    gain: (method - reference) / reference of NDCG@10; low and high: its 95 % interval over users, seed_low
-    and seed_high over seeds, all shares of the reference's mean. p_holm and verdict: of the declared pairs of
-    one dataset, a smaller family than that of all pairs, since nothing was picked by its score.
+    gain: (method - reference) / reference of NDCG@10; low and high: its 95 % interval over users and seeds,
+    seed_low and seed_high over seeds alone, all shares of the reference's mean. p_holm and verdict: of the
+    declared pairs of one dataset, a smaller family than that of all pairs, since nothing was picked by score.
     """
     parts = []
     for dataset in evidence.names():
@@ -80,13 +80,13 @@ def table(frame: pd.DataFrame, labels: Mapping[str, str], headings: Mapping[str,
         Column("NDCG@10", number(HEADLINE)),
         Column("NDCG@10 of the other", number("reference_mean")),
         Column("Difference", percent("gain", "+")),
-        Column("95 % over users", shares("low", "high")),
-        Column("95 % over seeds", shares("seed_low", "seed_high")),
+        Column("95 % over users and seeds", shares("low", "high")),
+        Column("over seeds alone", shares("seed_low", "seed_high")),
         Column("Adjusted p", p_value("p_holm")),
         Column("Verdict", text("verdict"), is_number=False),
     ]
     note = (
-        "Difference: (method - other) / other of NDCG@10, history masked. p: paired bootstrap over users, "
+        "Difference: (method - other) / other of NDCG@10, history masked. p: over users and seeds, "
         "Holm's correction over the pairs that params.yaml declares under report.versus, by dataset. "
         "Verdicts as for all pairs, which are a larger family: what is undecided there may be decided here."
     )

@@ -2,18 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ballast.evaluation.metrics import HEADLINE
-from ballast.params import Params
+from ballast.models.registry import method_class
+from ballast.params import Params, RobustnessParams
 from ballast.reporting import threats, variants
 from ballast.reporting.claims import Claim, declared_text
 from ballast.reporting.pairs import find
 from ballast.reporting.plots import Look
 from ballast.reporting.results import Results
 from ballast.reporting.tables import Table, best_first
+
+_NORMS = {"l2": "by the length of a row", "linf": "by its entries", "share": "by share"}
 
 # The share of its NDCG@10 that a method must keep to be said to stand.
 STANDS = 0.2
@@ -219,6 +223,10 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
 def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answer]:
     """Sentences made from the tests: better and worse are said only where a test holds."""
     labels = {name: block.label for name, block in params.all_methods().items()}
+    trained = set(results.cost.loc[results.cost["epochs"] > 0, "method"])
+    readers = trained - {
+        name for name, block in params.all_methods().items() if method_class(block.method).learns_users
+    }
     found = []
     for dataset, rows in best_first(results.accuracy).groupby("dataset", sort=False):
         name = str(dataset)
@@ -227,8 +235,8 @@ def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answe
             *_best(rows, results.pairs, labels),
             *_baseline(rows, results.pairs, labels, params.report.baseline),
             *_cold(results.popularity[results.popularity["dataset"] == name], labels, claims, name),
-            *_robust(results.area[results.area["dataset"] == name], results.cost, labels),
-            *_threatened(results, name, labels),
+            *_robust(results.robustness[results.robustness["dataset"] == name], readers, labels),
+            *_threatened(results, params.robustness, name, labels),
             *_transferred(results.transfer[results.transfer["dataset"] == name], labels),
             *_added(results.differences[results.differences["dataset"] == name], labels),
             *_declared(claims, name, block.label, params),
@@ -297,32 +305,38 @@ def _cold(rows: pd.DataFrame, labels: dict[str, str], claims: list[Claim], datas
     return [sentence + "."]
 
 
-def _robust(area: pd.DataFrame, cost: pd.DataFrame, labels: dict[str, str]) -> list[str]:
-    trained = set(cost.loc[cost["epochs"] > 0, "method"])
-    means = area[area["method"].isin(trained)].groupby("method", sort=False)["area"].mean().dropna()
+def _robust(frame: pd.DataFrame, readers: set[str], labels: dict[str, str]) -> list[str]:
+    """Who keeps what under corrupted histories, of trained methods that read them."""
+    frame = frame[frame["method"].isin(readers) & (frame["budget"] > 0)]
+    means = frame.groupby("method", sort=False)[[HEADLINE, "relative"]].mean().dropna()
     if len(means) < 2:
         return []
+    most, steady = means[HEADLINE].idxmax(), means["relative"].idxmax()
     sentence = (
-        f"Under corrupted histories {labels[str(means.idxmax())]} keeps the largest share of its NDCG@10 "
-        f"among the trained methods (mean area {100 * means.max():.1f} %), {labels[str(means.idxmin())]} "
-        f"the smallest ({100 * means.min():.1f} %); not tested."
+        f"Under corrupted histories, mean of all kinds and budgets, {labels[str(most)]} has the highest "
+        f"NDCG@10 left of {len(means)} trained methods that read them, {means[HEADLINE].max():.4f}; "
+        f"{labels[str(steady)]} keeps the largest share, {100 * means['relative'].max():.0f} %, "
+        f"{labels[str(means['relative'].idxmin())]} the smallest, {100 * means['relative'].min():.0f} %; "
+        f"{frame['users'].iloc[0]:,} users, not tested."
     )
     return [sentence]
 
 
-def _threatened(results: Results, dataset: str, labels: dict[str, str]) -> list[str]:
+def _threatened(
+    results: Results, settings: RobustnessParams, dataset: str, labels: dict[str, str]
+) -> list[str]:
     """Which method to pick for which threat: who has most left under the worst attack.
 
     Told at the largest budget at which anybody stands: beyond it, who has a little more left is chance.
     """
-    frame = results.attacks[results.attacks["dataset"] == dataset]
-    frame = frame[frame["condition"].isin(["pgd", threats.PIXELS, threats.MISSING])]
-    warned = set(results.flags.loc[results.flags["dataset"] == dataset, "method"])
+    frame = threats.worst(results.attacks[results.attacks["dataset"] == dataset], settings)
+    flags = results.flags[results.flags["dataset"] == dataset]
     sentences = []
-    for (condition, surface), rows in frame.groupby(["condition", "surface"], sort=False):
+    norms: dict[Any, int] = frame.groupby("threat")["norm"].nunique().to_dict()
+    for (name, norm), rows in frame.groupby(["threat", "norm"], sort=False):
         if rows["method"].nunique() < 2:
             continue
-        threat = threats.threat(str(condition), str(surface))
+        threat = f"{name} ({_NORMS[str(norm)]})" if norms[name] > 1 else str(name)
         best = rows.groupby("budget")["relative"].max()
         told = best[best >= STANDS].index.max()
         if pd.isna(told):
@@ -335,12 +349,17 @@ def _threatened(results: Results, dataset: str, labels: dict[str, str]) -> list[
         sentence = (
             f"With {threat} at budget {told:g}, {labels[most['method']]} has the highest NDCG@10 left of "
             f"{len(there)} methods, {most[HEADLINE]:.4f} of {most[f'clean_{HEADLINE}']:.4f} clean; "
-            f"{labels[steady['method']]} keeps the largest share, {100 * steady['relative']:.0f} %"
+            f"{labels[steady['method']]} keeps the largest share, {100 * steady['relative']:.0f} % "
+            f"({most['users']:,} users, not tested)"
         )
         if told < best.index.max():
             sentence += f"; at more than that, nobody keeps {100 * STANDS:.0f} %"
-        if most["method"] in warned:
-            sentence += "; the checks warn about attacks on it"
+        where = (str(most["condition"]), str(most["surface"]), float(told))
+        is_near = [threats.concerns(about, *where) for about in flags["about"]]
+        warned = set(flags.loc[is_near, "method"]) if most["condition"] != threats.MISSING else set()
+        named = dict.fromkeys(row["method"] for row in (most, steady) if row["method"] in warned)
+        if named:
+            sentence += f"; the checks warn about this attack on {' and '.join(labels[m] for m in named)}"
         sentences.append(sentence + ".")
     return sentences
 

@@ -29,6 +29,8 @@ MARKERS = ("o", "s", "^", "D")
 GREY = "#888888"  # methods without training: the ground everything else stands on
 INK = "#1f2328"  # text and axes; becomes the page's own text colour in the SVG
 WIDTH = 5.0  # inches
+CROWD = 12  # curves that can be told apart in one panel
+NAMED = 8  # of more than those, the ones that are named
 
 # Where each method's curve ends, if it has a finite point.
 Ends = Mapping[str, tuple[float, float] | None]
@@ -184,7 +186,7 @@ def _spaced(places: list[float]) -> tuple[list[float], list[str]]:
     labels: list[str] = []
     last = -np.inf
     for place in places:
-        is_clear = place - last >= 0.07 * max(places)
+        is_clear = place - last >= 0.12 * max(places)
         labels.append(f"{place:g}" if is_clear else "")
         last = place if is_clear else last
     return places, labels
@@ -202,8 +204,10 @@ def frontier(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str
         ends = {}
         for row in rows.to_dict("records"):
             point = (np.array([row[HEADLINE]]), np.array([row["area"]]))
-            ends[str(row["method"])] = _draw(axis, *point, style[str(row["method"])], has_markers=True)
-        axis.set_xlabel("NDCG@10, clean (dashed: nobody is better in both)")
+            end = _draw(axis, *point, style[str(row["method"])], has_markers=True)
+            if row["is_best"] or len(rows) <= CROWD:
+                ends[str(row["method"])] = end
+        axis.set_xlabel("NDCG@10, clean, all users (dashed: nobody is better in both)")
         axis.set_ylabel("mean share kept")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         axis.margins(0.12, 0.15)
@@ -303,7 +307,8 @@ def gains(
 ) -> Figure:
     """Gains over another row in percent, best on top. Columns of Results.transfer or Results.differences.
 
-    `over` says in words what the other row is; without it, it is the one in the column `reference`.
+    `over` says in words what the other row is; without it, it is the one in the column `reference`. What a
+    test establishes is filled; a row far from all others stands at the edge, so that these can be read.
     """
     with mpl.rc_context(_RC):
         groups = [
@@ -316,13 +321,20 @@ def gains(
         )
         for axis, (_, rows) in zip(axes, groups, strict=True):
             axis.axvline(0, color=INK, linewidth=0.8)
+            left, right = _without_outliers(100 * rows["gain"], 100 * rows["low"], 100 * rows["high"])
             for place, row in enumerate(rows.to_dict("records")):
                 gain, low, high = (100 * row[key] for key in ("gain", "low", "high"))
                 colour = style[row["method"]].colour
-                axis.errorbar(
-                    gain, place, xerr=[[gain - low], [high - gain]], fmt="o", color=colour, ecolor=colour
-                )
-                axis.text(high, place, f"  {gain:+.1f} %", va="center", fontsize=8)
+                fill = "none" if row["verdict"] == "undecided" else colour
+                if left <= gain <= right:
+                    axis.plot([max(low, left), min(high, right)], [place, place], color=colour, zorder=1)
+                    axis.plot(gain, place, "o", color=colour, markerfacecolor="white", zorder=2)
+                    axis.plot(gain, place, "o", color=colour, markerfacecolor=fill, zorder=3)
+                else:  # an arrow
+                    edge, arrow = (left, "<") if gain < left else (right, ">")
+                    axis.plot(edge, place, arrow, color=colour, markerfacecolor=fill)
+                beside = axis.get_yaxis_transform()
+                axis.text(1.03, place, f"{gain:+.1f} %", fontsize=8, va="center", transform=beside)
             names, what = [style[method].label for method in rows["method"]], over
             if not over:
                 others = [style[name].label for name in rows["reference"]]
@@ -331,12 +343,22 @@ def gains(
                     names = [f"{name}\nover {other}" for name, other in zip(names, others, strict=True)]
             axis.set_yticks(range(len(rows)), names)
             axis.set_ylim(-0.6, len(rows) - 0.4)
-            axis.margins(x=0.16)
-            axis.set_xlabel(f"NDCG@10 over {what}, % (95 % interval over users)")
+            axis.margins(x=0.05)
+            axis.set_xlabel(
+                f"NDCG@10 over {what}, %\n(95 % interval over users and seeds; filled: established by a test)"
+            )
             axis.tick_params(axis="y", length=0)
             axis.grid(axis="x")
         figure.set_layout_engine("constrained", hspace=0.04)
     return figure
+
+
+def _without_outliers(gain: pd.Series, low: pd.Series, high: pd.Series) -> tuple[float, float]:
+    """Limits that hold every interval, or, where some gain is far from the others, those of the others."""
+    inner = gain.sort_values().iloc[1:-1] if len(gain) > 4 else gain
+    reach = 2 * (inner.max() - inner.min()) or np.inf
+    is_near = gain.between(inner.min() - reach, inner.max() + reach)
+    return float(low[is_near].min()), float(high[is_near].max())
 
 
 def spectra(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
@@ -425,12 +447,32 @@ def _curves(
     """A panel a dataset: `draw` fills one from its rows and says where each method's curve ends."""
     with mpl.rc_context(_RC):
         groups = list(frame.groupby("dataset", sort=False))
-        heights = [max(1.9, 0.155 * rows["method"].nunique() + 0.2) for _, rows in groups]
+        heights = [max(1.9, 0.155 * min(rows["method"].nunique(), CROWD) + 0.2) for _, rows in groups]
         figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
         for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
-            _name_ends(axis, draw(axis, rows), style, inches)
+            ends = _least_crowded(draw(axis, rows))
+            _pale_others(axis, {style[name].label for name in ends})
+            _name_ends(axis, ends, style, inches)
         figure.set_layout_engine("constrained", hspace=0.04)
     return figure
+
+
+def _least_crowded(ends: Ends) -> Ends:
+    """All curves, or of too many the ones that end highest."""
+    if len(ends) <= CROWD:
+        return ends
+    known = {name: end for name, end in ends.items() if end is not None}
+    return dict(sorted(known.items(), key=lambda item: -item[1][1])[:NAMED])
+
+
+def _pale_others(axis: Axes, named: set[str]) -> None:
+    """Grey what is not named, and say where its names are."""
+    others = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
+    others = [line for line in others if line.get_label() not in named]
+    for line in others:
+        line.set(color=GREY, alpha=0.35, zorder=1, linewidth=0.8)
+    if others:
+        axis.set_xlabel(f"{axis.get_xlabel()}\npale: {len(others)} others, named in the CSV")
 
 
 def _draw(
@@ -438,7 +480,7 @@ def _draw(
 ) -> tuple[float, float] | None:
     """One curve; returns its last finite point, where its name goes."""
     marker = look.marker if has_markers else ""
-    axis.plot(x, y, color=look.colour, linestyle=look.line, marker=marker)
+    axis.plot(x, y, color=look.colour, linestyle=look.line, marker=marker, label=look.label)
     finite = np.flatnonzero(np.isfinite(y))
     return (float(x[finite[-1]]), float(y[finite[-1]])) if len(finite) else None
 

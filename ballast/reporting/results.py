@@ -116,7 +116,12 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         robustness=robustness,
         area=area,
         training=_training(evidence),
-        cost=pd.DataFrame([_cost_row(cell) for cell in evidence.cells.values()]),
+        cost=pd.DataFrame(
+            [
+                _cost_row(cell, len(evidence.tuning[key]["trials"]) if key in evidence.tuning else 1)
+                for key, cell in evidence.cells.items()
+            ]
+        ),
         datasets=pd.DataFrame(
             [{"dataset": name, **_plain(evidence.datasets[name])} for name in evidence.names()]
         ),
@@ -300,13 +305,15 @@ def best_so_far(training: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts).reset_index()[names] if parts else pd.DataFrame(columns=names)
 
 
-def _cost_row(cell: Cell) -> dict[str, Any]:
+def _cost_row(cell: Cell, trials: int) -> dict[str, Any]:
     train = list(cell.train["seeds"].values())
     evaluate = list(cell.evaluate["seeds"].values())
     row: dict[str, Any] = {"dataset": cell.dataset, "method": cell.method, "seeds": len(train)}
     for name in ("seconds", "epochs", "best_epoch", "parameters", "peak_memory_mb", "targets_per_second"):
         row[name] = _mean(train, name)
     row["users_per_second"] = _mean(evaluate, "users_per_second")
+    # Its own search on validation, or that of the tuning stage.
+    row["trials"] = max(trials, *(account.get("trials", 1) for account in train))
     environment = cell.train.get("environment", {})
     return {**row, "device": str(environment.get("device", "")), "threads": environment.get("threads")}
 

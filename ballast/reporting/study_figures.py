@@ -58,7 +58,7 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
     if len(results.differences):
         caption = (
             f"{mark}NDCG@10 of each row over another, less 1, for the pairs that params.yaml declares, "
-            "with 95 % intervals."
+            "with 95 % intervals over users and seeds; filled points are established by a test."
         )
         draw = partial(plots.gains, style=style, titles=_titles(params, results.differences))
         figures.append(StudyFigure("differences", results.differences, caption, draw))
@@ -77,7 +77,10 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         draw = partial(plots.degeneration, style=style, titles=titles)
         figures.append(StudyFigure("degeneration", results.degeneration, caption, draw))
     if len(results.transfer):
-        caption = f"{mark}NDCG@10 of adapted methods over the same from scratch, less 1, with 95 % intervals."
+        caption = (
+            f"{mark}NDCG@10 of adapted methods over the same from scratch, less 1, with 95 % intervals over "
+            "users and seeds; filled points are established by a test."
+        )
         titled = _titles(params, results.transfer)
         draw = partial(plots.gains, style=style, titles=titled, over="the same from scratch")
         figures.append(StudyFigure("transfer", results.transfer, caption, draw))

@@ -85,15 +85,18 @@ def accuracy(results: Results, labels: Mapping[str, str], headings: Mapping[str,
         Column("Popularity@10", number("mean_popularity@10", 1)),
         Column("Ties", percent("tie_share")),
         Column("Seeds", number("seeds", 0)),
+        Column("Trials", number("trials", 0)),
     ]
     note = (
         "Mean over seeds; interval: bootstrap over users; sd: over seeds. History masked; unmasked leaves it "
-        "among the candidates. Tail: targets with fewer than 10 training interactions. Popularity@10: mean "
-        "training count of the top 10. Ties: users whose target ties with another (and is ranked below it)."
+        "among the candidates. Tail: targets with fewer than 10 training interactions, before any noise, "
+        "fake users or sampling of this study. Popularity@10: mean training count of the top 10. Ties: users "
+        "whose target ties with another (and is ranked below it). Trials: settings that the pipeline tried "
+        "on validation; 1: as written in params.yaml."
     )
-    return Table(
-        "accuracy", "Accuracy of each method", best_first(results.accuracy), columns, note, headings=headings
-    )
+    trials = results.cost[["dataset", "method", "trials"]]
+    frame = best_first(results.accuracy.merge(trials, on=["dataset", "method"]))
+    return Table("accuracy", "Accuracy of each method", frame, columns, note, headings=headings)
 
 
 def cutoffs(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
@@ -120,17 +123,17 @@ def tests(results: Results, params: Params, labels: Mapping[str, str]) -> Table:
         Column("Method", labelled(labels, "method_a"), is_number=False),
         Column("Difference", lambda row: f"{row['difference']:+.4f}"),
         Column("Relative", percent("relative", "+")),
-        Column("95 % over users", interval("low", "high", spec="+")),
-        Column("95 % over seeds", interval("seed_low", "seed_high", spec="+")),
+        Column("95 % over users and seeds", interval("low", "high", spec="+")),
+        Column("over seeds alone", interval("seed_low", "seed_high", spec="+")),
         Column("Adjusted p", p_value("p_holm")),
         Column(
             "Verdict", lambda row: row["verdict"] + (" (noise)" if row["is_noise"] else ""), is_number=False
         ),
     ]
     note = (
-        "NDCG@10, paired bootstrap over users; p adjusted by Holm over all pairs of a dataset. Better or "
-        "worse only where the adjusted p is below 0.05, the seed interval excludes zero and there are 3 "
-        "seeds (two methods without seeds: the first alone). Noise: a single-seed difference below 6 %."
+        "NDCG@10; p over users (paired bootstrap) and seeds, adjusted by Holm over all pairs of a dataset. "
+        "Better or worse only where the adjusted p is below 0.05, the seeds alone agree as well and there "
+        "are 3 of them (two methods without seeds: users alone). Noise: a single-seed difference below 6 %."
     )
     frame = pd.DataFrame(shown, columns=[*results.pairs.columns, "block"])
     return Table(
@@ -192,10 +195,10 @@ def robustness(
         )
     area = results.area.groupby(["dataset", "method"], sort=False)["area"].mean().rename("area").reset_index()
     shown = _in_order_of(shown.merge(area), best_first(results.accuracy))
-    columns.append(Column("Mean area", percent("area"), best="area"))
+    columns.append(Column("Mean share", percent("area"), best="area"))
     note = (
         "Share of the clean NDCG@10 that is left at the largest budget, with its 95 % bootstrap interval "
-        "over users; mean area: mean height of the curves over budgets and kinds. Same users and same noise "
+        "over users; mean share: over all kinds and budgets. Same users and same noise "
         "for every method."
     )
     return Table(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE
 from ballast.reporting import threats
+from ballast.reporting.differences import shares
 from ballast.reporting.results import Results
 from ballast.reporting.tables import (
     NOTHING,
@@ -15,7 +16,6 @@ from ballast.reporting.tables import (
     Row,
     Table,
     best_first,
-    interval,
     labelled,
     number,
     p_value,
@@ -107,7 +107,7 @@ def promotions(results: Results, labels: Labels, headings: Labels) -> Table:
 
 
 def loss_tests(results: Results, labels: Labels, headings: Labels) -> Table:
-    """Whether one method of a declared pair loses less than the other; PGD and random in print."""
+    """Whether one method of a declared pair keeps more than the other; PGD and random in print."""
     frame = results.loss_tests
     shown = frame[frame["condition"].isin(_NAMES)]
     pairs = zip(shown["dataset"], shown["method_a"], shown["method_b"], strict=True)
@@ -116,20 +116,21 @@ def loss_tests(results: Results, labels: Labels, headings: Labels) -> Table:
         Column("Attack", text("condition"), is_number=False),
         Column("Surface", text("surface"), is_number=False),
         Column("Budget", number("budget", 2)),
-        Column("Loses", lambda row: f"{-row['mean_a']:.4f}"),
-        Column("The other loses", lambda row: f"{-row['mean_b']:.4f}"),
-        Column("Saved", lambda row: f"{row['difference']:+.4f}"),
-        Column("95 % over users", interval("low", "high", spec="+")),
-        Column("95 % over seeds", interval("seed_low", "seed_high", spec="+")),
+        Column("Keeps", percent("mean_a")),
+        Column("The other keeps", percent("mean_b")),
+        Column("Points more", lambda row: f"{100 * row['difference']:+.1f}"),
+        Column("95 % over users and seeds", shares("low", "high")),
+        Column("over seeds alone", shares("seed_low", "seed_high")),
         Column("Adjusted p", p_value("p_holm")),
         Column("Verdict", text("verdict"), is_number=False),
     ]
     note = (
-        "NDCG@10 lost under attack, paired bootstrap over users; better: loses less. p adjusted by Holm over "
-        "all pairs, attacks and budgets of a dataset. Who has less to lose may lose less: compare the shares."
+        "Share of the clean NDCG@10 kept under attack; better: keeps more. Differences and intervals in "
+        "points of a hundred, over the users attacked and the seeds. p adjusted by Holm over all pairs, "
+        "attacks and budgets of a dataset. A loss in NDCG@10 itself would favour who has less to lose."
     )
     return Table(
-        "loss_tests", "Paired tests of what is lost under attack", frame, columns, note, "block", shown=shown
+        "loss_tests", "Paired tests of what is kept under attack", frame, columns, note, "block", shown=shown
     )
 
 

@@ -94,29 +94,59 @@ def withstood(parts: dict[str, pd.DataFrame], draws: int, rng: np.random.Generat
     ).rename(columns={"noisy": HEADLINE, "clean": f"clean_{HEADLINE}"})
 
 
-def area(curves: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Mean height of each relative curve from budget 0 (where it is 1 by definition) to the largest.
+def worst(frame: pd.DataFrame, settings: RobustnessParams) -> pd.DataFrame:
+    """Of the attacks of each row of a surface, the one that left least, beside missing content, by budget.
 
+    Only what one budget and norm bound alike is compared: neither promotions nor a whole table's budget.
+    """
+    alike = [
+        name
+        for name, block in settings.attacks.items()
+        if block.attack.get("goal") != "promote" and block.attack.get("scope", "row") == "row"
+    ]
+    rows = frame[frame["condition"].isin([*alike, MISSING])]
+    rows = rows.assign(threat=[threat(c, s) for c, s in zip(rows["condition"], rows["surface"], strict=True)])
+    rows = rows[rows["condition"] != WEAKEST].sort_values(HEADLINE, kind="stable")
+    return rows.drop_duplicates([*KEYS, "threat", "norm", "budget"]).sort_index()
+
+
+def concerns(about: str, condition: str, surface: str, budget: float) -> bool:
+    """Whether a check's warning bears on the attacks that lower ranks through a surface, at a budget.
+
+    It is about an attack, "pgd on image, l2, row, rank at 0.1", about a surface's gradient, "image, l2, row",
+    or about a method's scores, which concerns every attack.
+
+    >>> concerns("pgd on image, l2, row, rank at 8", "pgd", "image", 8), concerns("Vbpr", "pgd", "image", 8)
+    (True, True)
+    >>> concerns("pgd on image, l2, row, rank, promoting 7 at 8", "pgd", "image", 8)
+    False
+    """
+    attack, of_attack, place = about.partition(" on ")
+    if not of_attack:
+        return "," not in about or about.partition(",")[0] == surface
+    place, _, at = place.rpartition(" at ")
+    is_same = place.partition(",")[0] == surface and (attack == PIXELS) == (condition == PIXELS)
+    return is_same and "promoting" not in place and bool(np.isclose(float(at), budget))
+
+
+def area(curves: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Share of NDCG@10 kept, mean over the budgets tested: the area under a curve of evenly spaced budgets.
+
+    Budget 0, where nothing is lost by definition, is no part of it: what keeps nothing at all has 0.
     by: the columns that, beside dataset and method, tell curves apart.
     """
-    rows = []
-    keys = [*KEYS, *by]
-    for key, curve in curves.groupby(keys, sort=False):
-        above = curve[curve["budget"] > 0].sort_values("budget")
-        x = np.concatenate([[0.0], above["budget"]])
-        y = np.concatenate([[1.0], above["relative"]])
-        height = float(np.trapezoid(y, x) / x[-1]) if len(x) > 1 else float("nan")
-        rows.append({**dict(zip(keys, key, strict=True)), "area": height})
-    return pd.DataFrame(rows, columns=[*keys, "area"])
+    tested = curves[curves["budget"] > 0].groupby([*KEYS, *by], sort=False)
+    kept = tested["relative"].agg(lambda shares: shares.mean(skipna=False))
+    return pd.DataFrame({"area": kept, "users": tested["users"].first()}).reset_index()
 
 
 def frontier(accuracy: pd.DataFrame, areas: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy beside the mean area under a threat: dataset, method, NDCG@10, users, area, is_best.
+    """Accuracy beside the share kept under a threat: dataset, method, NDCG@10, users attacked, area, is_best.
 
     `is_best` where no other method of the dataset is at least as good in both and better in one.
     """
-    kept = areas.groupby(KEYS, sort=False)["area"].mean().reset_index()
-    frame = accuracy[[*KEYS, HEADLINE, "users"]].merge(kept, on=KEYS)
+    kept = areas.groupby(KEYS, sort=False).agg({"area": "mean", "users": "first"}).reset_index()
+    frame = accuracy[[*KEYS, HEADLINE]].merge(kept, on=KEYS)
     frame["is_best"] = False
     for _, rows in frame.groupby("dataset", sort=False):
         frame.loc[rows.index, "is_best"] = unbeaten(rows[HEADLINE].to_numpy(), rows["area"].to_numpy())
@@ -155,20 +185,20 @@ def loss_tests(
     draws: int,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """Paired tests on what two methods lose of NDCG@10, at every budget of every attack that both met.
+    """Paired tests on the share of NDCG@10 that two methods keep, at every budget of every attack both met.
 
-    Pairs are those that `report.versus` declares. One family a dataset, so that picking the budget at which a
-    pair looks best is paid for. "better" means that method_a loses less.
+    Shares, since who has less to lose loses less. Pairs are those that `report.versus` declares. One family a
+    dataset, so that picking the budget at which a pair looks best is paid for. "better": method_a keeps more.
     """
     wanted = [pair for pair in params.report.versus if set(pair) <= set(parts)]
-    losses = {name: _losses(parts[name]) for name in {name for pair in wanted for name in pair}}
+    kept = {name: _kept(parts[name]) for name in {name for pair in wanted for name in pair}}
     # Under one name for each method and threat, so that all share their resamples.
     scores = {
-        f"{name} {key}": Scores(-loss, name in deterministic)  # higher is better, as elsewhere
-        for name, found in losses.items()
-        for key, loss in found.items()
+        f"{name} {key}": Scores(share, name in deterministic)
+        for name, found in kept.items()
+        for key, share in found.items()
     }
-    met = [(a, b, key) for a, b in wanted for key in losses[a] if key in losses[b]]
+    met = [(a, b, key) for a, b in wanted for key in kept[a] if key in kept[b]]
     if not met:
         return pd.DataFrame(columns=["dataset"])
     tests = judge(compare(scores, [(f"{a} {key}", f"{b} {key}") for a, b, key in met], draws, rng))
@@ -178,13 +208,20 @@ def loss_tests(
     return tests
 
 
-def _losses(table: pd.DataFrame) -> dict[Hashable, np.ndarray]:
-    """(S, U) NDCG@10 lost, by condition, surface, norm and budget."""
+def _kept(table: pd.DataFrame) -> dict[Hashable, np.ndarray]:
+    """(S, U) values whose mean is the share of NDCG@10 kept, by condition, surface, norm and budget.
+
+    A ratio of means is no mean over users: each user's value is the share plus what the user moves it by, to
+    first order (the delta method). Of who has nothing to lose there is no share, and no entry.
+    """
     seeds = table["seed"].nunique()
-    return {
-        key: (own["clean"] - own["noisy"]).to_numpy().reshape(seeds, -1)
-        for key, own in table.groupby(CURVE, sort=False)
-    }
+    found: dict[Hashable, np.ndarray] = {}
+    for key, own in table.groupby(CURVE, sort=False):
+        noisy, clean = (own[name].to_numpy().reshape(seeds, -1) for name in ("noisy", "clean"))
+        if clean.mean() > 0:
+            share = noisy.mean() / clean.mean()
+            found[key] = share + (noisy - share * clean) / clean.mean()
+    return found
 
 
 def flags(cells: Sequence[Cell]) -> pd.DataFrame:

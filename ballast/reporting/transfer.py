@@ -46,7 +46,8 @@ def gains(evidence: Evidence, pairs: pd.DataFrame) -> pd.DataFrame:
     """A row an adapted method of `report.scratch` and dataset.
 
     gain: (adapted - scratch) / scratch of NDCG@10, below 0 where transfer is negative; low and high: its 95 %
-    interval over users, that of the difference over the mean from scratch; seed_low and seed_high over seeds.
+    interval over users and seeds, that of the difference over the mean from scratch; seed_low and
+    seed_high over seeds alone.
     p_holm and verdict are those of the study's family of tests.
     """
     rows: list[dict[str, Any]] = []
@@ -91,8 +92,8 @@ def table(frame: pd.DataFrame, labels: Mapping[str, str], headings: Mapping[str,
         Column("Method", labelled(labels), is_number=False),
         Column("From scratch", labelled(labels, "scratch"), is_number=False),
         Column("Transfer", percent("gain", "+")),
-        Column("95 % over users", shares("low", "high")),
-        Column("95 % over seeds", shares("seed_low", "seed_high")),
+        Column("95 % over users and seeds", shares("low", "high")),
+        Column("over seeds alone", shares("seed_low", "seed_high")),
         Column("Adjusted p", p_value("p_holm")),
         Column("Verdict", text("verdict"), is_number=False),
         *(Column(heading(name), number(name), best=name) for name in METRICS),

@@ -1,8 +1,11 @@
 """Datasets that are one and the same but for what was done to their training."""
 
+import dataclasses
+
 import pandas as pd
 
 from ballast.params import Params
+from ballast.reporting.evidence import Cell
 
 # What may be done to training, in params.yaml's words, and the name of its share in figures.
 KINDS = {"noise": "share of training interactions that is noise", "sample": "share of users trained on"}
@@ -29,6 +32,25 @@ def is_untouched(params: Params, dataset: str, but: str) -> bool:
     return params.datasets[dataset].poison is None and all(
         share(params, dataset, kind) == untouched for kind, untouched in _UNTOUCHED.items() if kind != but
     )
+
+
+def popularity_of_base(cells: dict[tuple[str, str], Cell], params: Params) -> dict[tuple[str, str], Cell]:
+    """The cells, each target counted in the training that nothing was done to, where the study has it.
+
+    Else the rare targets of a sample would be other users than those of the whole, and could not be compared.
+    """
+    counts = {
+        dataset: cell.ranks.drop_duplicates("user_id").set_index("user_id")["target_n_train"]
+        for (dataset, _), cell in cells.items()
+    }
+    found = {}
+    for (dataset, method), cell in cells.items():
+        of_base = counts.get(base(params, dataset), counts[dataset])
+        if not of_base.index.symmetric_difference(counts[dataset].index).size:
+            own = cell.ranks["user_id"].map(of_base).astype(cell.ranks["target_n_train"].dtype)
+            cell = dataclasses.replace(cell, ranks=cell.ranks.assign(target_n_train=own))
+        found[dataset, method] = cell
+    return found
 
 
 def by_share(frame: pd.DataFrame, params: Params, kind: str) -> pd.DataFrame:

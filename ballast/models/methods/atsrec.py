@@ -131,7 +131,7 @@ class AtsRec(IdMethod):
         if config.attack == "fgm":
             return config.radius * direction(gradient, config.norm)
         if config.attack == "fgsm":
-            return config.radius * gradient.sign()
+            return config.radius * direction(gradient.sign(), config.norm)
         delta = torch.zeros_like(gradient)
         for step in range(config.steps):
             if step:
