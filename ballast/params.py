@@ -147,8 +147,8 @@ class TrainingParams(Strict):
     """Optimisation of a gradient method; early stopping is on validation NDCG@10, always.
 
     `learning_rate_decay` is the factor of the rate after each epoch. `precision` is that of the matrix
-    products in training (a GPU always takes bfloat16): several times faster on processors that have
-    bfloat16 instructions, slower on those that do not.
+    products in training: `bfloat16` is several times faster on processors that have instructions for it,
+    others stay with float32. A GPU always takes bfloat16. Each cell records which it had.
     """
 
     batch_size: int = 256

@@ -32,9 +32,11 @@ class Prepared:
 
     def store(self, splits: Sequence[str], user_ids: np.ndarray | None = None) -> SequenceStore:
         """Sequences of these splits on the device of this process; of `user_ids`, to rank for them, with what
-        of their history is not trained on."""
+        of their history is not trained on. Behind `valid` comes what they met before the test target."""
         if user_ids is not None:
             splits = ["history", *splits]
+        if "valid" in splits:
+            splits = [*splits, "between"]
         return SequenceStore.from_interactions(self.interactions, splits, user_ids).to(device())
 
     def held_out(self, split: str) -> tuple[np.ndarray, Tensor]:

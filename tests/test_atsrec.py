@@ -90,7 +90,14 @@ def test_the_attack_raises_the_loss_more_than_a_random_direction(
 
 @pytest.mark.parametrize("norm", ["table", "row"])
 @pytest.mark.parametrize(
-    "settings", [{"attack": "pgd"}, {"attack": "fgm"}, {"attack": "fgsm"}, {"adversary": "random"}]
+    "settings",
+    [
+        {"attack": "pgd"},
+        {"attack": "fgm"},
+        {"attack": "fgsm"},
+        {"adversary": "random"},
+        {"adversary": "isotropic"},
+    ],
 )
 def test_every_perturbation_is_as_large_as_the_ball(
     norm: Any, settings: dict[str, Any], toy_info: DatasetInfo
@@ -106,6 +113,19 @@ def test_every_perturbation_is_as_large_as_the_ball(
     (gradient,) = torch.autograd.grad(loss_at(delta), delta)
     found = model._perturbation(gradient, loss_at, torch.Generator().manual_seed(1))
     assert sizes(found.detach(), norm).max().item() == pytest.approx(0.05, rel=1e-4)
+
+
+def test_random_perturbations_are_of_the_rows_that_the_attack_moves(toy_info: DatasetInfo) -> None:
+    """A direction over the whole table hardly moves the few rows that a batch reads: no control."""
+    gradient = torch.zeros(ITEMS + 1, 8, dtype=torch.float64)
+    gradient[3], gradient[7] = 1.0, 3.0
+    rng = torch.Generator().manual_seed(1)
+    found = built(toy_info, adversary="random", radius=0.5)._perturbation(gradient, None, rng)
+    assert found.norm(dim=1).nonzero().flatten().tolist() == [3, 7]
+    assert (found[7].norm() / found[3].norm()).item() == pytest.approx(3.0)
+    across = built(toy_info, adversary="isotropic", radius=0.5)._perturbation(gradient, None, rng)
+    assert (across[1:].norm(dim=1) > 0).all()
+    assert across[[3, 7]].norm() < 0.5 * found.norm()
 
 
 def test_the_first_step_agrees_with_finite_differences(toy_info: DatasetInfo) -> None:
@@ -132,7 +152,7 @@ def test_free_carries_its_perturbation_within_the_ball(toy_info: DatasetInfo) ->
 
 def test_draws_of_the_loss_are_those_of_the_base(toy_info: DatasetInfo) -> None:
     """An adversary that shifted the negatives would be compared with a base of other luck."""
-    for settings in ({}, {"adversary": "random"}, {"attack": "free"}):
+    for settings in ({}, {"adversary": "random"}, {"adversary": "isotropic"}, {"attack": "free"}):
         rng, expected = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
         built(toy_info, loss={"name": "bce"}, **settings).training_step(batch(), rng)
         built(toy_info, "next_item", loss={"name": "bce"}).training_step(batch(), expected)

@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from ballast.data.sequences import Batch
 from ballast.errors import BallastError
-from ballast.models import backbones
+from ballast.models import backbones, registry
 from ballast.models.backbones import MASK, Backbone, bert4rec, cl4srec
 from ballast.models.layers import Dropout, PaddedGRU
+from ballast.models.method import DatasetInfo
 
 DIM, MAX_LEN = 8, 10
 WITH_STATES = [name for name in backbones.known() if name != "din"]  # which has tests of its own
@@ -61,6 +62,16 @@ HISTORY = padded([3], [5, 6, 5, 9], list(range(11, 21)), [40, 2, 7])
 
 
 # All of them
+
+
+@pytest.mark.parametrize(("name", "std"), [("sasrec", 0.02), ("gru4rec", 0.1), ("caser", 0.1), ("din", 0.3)])
+def test_item_vectors_start_as_large_as_the_backbone_asks(
+    name: str, std: float, toy_info: DatasetInfo
+) -> None:
+    settings = {"backbone": {"name": name}, "loss": {"name": "bce"}, "dim": 32, "max_len": 10}
+    torch.manual_seed(0)
+    model = registry.build("next_item", registry.configure("next_item", settings, "model"), toy_info)
+    assert float(model.item_table()[1:].detach().std()) == pytest.approx(std, rel=0.1)
 
 
 @pytest.mark.parametrize("name", WITH_STATES)

@@ -113,10 +113,19 @@ def test_random_is_even_and_bandwagon_follows_popularity() -> None:
 def test_injection_copies_real_users_without_the_pushed_item() -> None:
     histories = walk(30)
     pushed = histories[0][1]
-    expected = {tuple(item for item in history if item != pushed) for history in histories}
+    copied = [([item for item in history if item != pushed], len(history)) for history in histories]
+    expected = {tuple(items[-(length - 1) :]) for items, length in copied}
     assert {tuple(history) for history in made("injection", known(histories), [pushed] * 200)} == expected
     with pytest.raises(BallastError, match="no user has met anything but item 4"):
         made("injection", known([[4], [4]]), [4])
+
+
+@pytest.mark.parametrize("name", ["random", "bandwagon", "injection", "gradient"])
+def test_fake_users_are_as_long_as_real_ones(name: str) -> None:
+    """Attacks of equally many users would differ in interactions, and be compared by that."""
+    settings = {"dim": 8, "epochs": 1, "exchanges": 1} if name == "gradient" else {}
+    before = made(name, known([[1, 2, 3, 4, 5, 6]] * 20), [9] * 10, **settings)
+    assert {len(history) + 1 for history in before} == {6}
 
 
 def surrogate() -> tuple[GradientMatching, NextItem, Known]:

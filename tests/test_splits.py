@@ -1,5 +1,6 @@
 """The filter, both splits, and the prepared tables that come out."""
 
+import inputs
 import numpy as np
 import pandas as pd
 import pytest
@@ -114,7 +115,8 @@ def test_global_time_by_hand() -> None:
     rows = frame("a1 a2 a3 a4 b1 b2 b3 c1 c2 d1", [0, 10, 60, 70, 20, 30, 80, 40, 90, 80])
     found = split(rows, SplitParams(kind="global_time", valid_share=0.2, test_share=0.3), "d")
     assert words(found, "train") == "a1 a2 b1 b2 c1"
-    assert words(found, "valid") == "a3", "a4 is later in the same window"
+    assert words(found, "valid") == "a3"
+    assert words(found, "between") == "a4", "later in the same window: no target, and before the test window"
     assert words(found, "test") == "b3 c2", "d has no history"
 
 
@@ -122,9 +124,14 @@ def test_global_time_by_hand() -> None:
 def test_global_time_leaks_nothing(seed: int) -> None:
     rows = random_frame(seed)
     found = split(rows, SplitParams(kind="global_time", valid_share=0.15, test_share=0.1), "d")
-    time = {name: found.loc[found["split"] == name, "timestamp"] for name in ("train", "valid", "test")}
+    names = ("train", "valid", "between", "test")
+    time = {name: found.loc[found["split"] == name, "timestamp"] for name in names}
     assert time["train"].max() < time["valid"].min() <= time["valid"].max() < time["test"].min()
-    targets = found[found["split"] != "train"]
+    assert time["valid"].min() <= time["between"].min() <= time["between"].max() < time["test"].min()
+    # Who trains keeps all that it met before the test window, for the test target to be ranked from.
+    own = rows["user"].isin(found["user"]) & (rows["timestamp"] < time["test"].min())
+    assert own.sum() == (found["split"] != "test").sum()
+    targets = found[found["split"].isin(["valid", "test"])]
     assert not targets.duplicated(["user", "split"]).any()
     assert set(targets["user"]) <= set(found.loc[found["split"] == "train", "user"])
     # Each target is the first of its user at or after the window's start, in the unsplit table.
@@ -132,6 +139,22 @@ def test_global_time_leaks_nothing(seed: int) -> None:
     for name, user, moment in targets[["split", "user", "timestamp"]].itertuples(index=False):
         own = rows.loc[(rows["user"] == user) & (rows["timestamp"] >= start[name]), "timestamp"]
         assert own.min() == moment
+
+
+def test_what_was_met_between_the_targets_is_history_of_the_second_alone() -> None:
+    rows = frame("a1 a2 a3 a4 b1 b2 b3 c1 c2 d1", [0, 10, 60, 70, 20, 30, 80, 40, 90, 80])
+    rows.loc[len(rows)] = ["a", "9", 95, len(rows), pd.NA]
+    chosen = params(split=SplitParams(kind="global_time", valid_share=0.2, test_share=0.3))
+    table = prepare("d", raw(rows.sort_values(["user", "timestamp"])), chosen)
+    prepared = inputs.Prepared(table.interactions, None, "")  # type: ignore[arg-type]
+    names = dict(zip(table.items["item_id"], table.items["raw_item_id"], strict=True))
+    user = np.array([1])
+    histories = {
+        "valid": prepared.store(["train"], user).items,
+        "test": prepared.store(["train", "valid"], user).items,
+    }
+    met = {name: " ".join(names[int(item)] for item in items) for name, items in histories.items()}
+    assert met == {"valid": "1 2", "test": "1 2 3 4"}
 
 
 def test_global_time_needs_times_and_sensible_shares() -> None:

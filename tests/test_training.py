@@ -17,7 +17,7 @@ from ballast.models import registry, training
 from ballast.models.method import DatasetInfo, Method
 from ballast.models.training import Progress, Validation, fit
 from ballast.params import TrainingParams
-from ballast.reproducibility import generator, seed_dropout
+from ballast.reproducibility import environment, generator, seed_dropout
 
 BLOCK = {"loss": {"name": "bce"}, "dim": 16, "max_len": 10, "dropout": 0.3}
 
@@ -285,6 +285,21 @@ class Recording(Diverging):
 def count_targets(batch: Batch) -> int:
     assert batch.targets is not None
     return int((batch.targets != 0).sum())
+
+
+@pytest.mark.parametrize(
+    "found", [{"avx2": True}, {"avx512_bf16": True}, {"avx512_bf16": False, "amx_bf16": True}]
+)
+def test_bfloat16_is_left_to_processors_that_have_it(
+    found: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without instructions of their own they are dozens of times slower in it."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    has_it = "avx2" not in found
+    with training._autocast(torch.device("cpu"), "bfloat16"):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if has_it else torch.float32)
+    assert environment()["has_bfloat16"] == has_it
 
 
 def test_the_loss_of_an_epoch_is_a_mean_over_targets(store: SequenceStore, validation: Validation) -> None:

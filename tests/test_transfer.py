@@ -261,6 +261,41 @@ def test_a_carried_state_keeps_the_targets_features(toy_info: DatasetInfo, tmp_p
     assert not torch.equal(model.features_text, source["features_text"])
 
 
+def test_scaled_modalities_reach_the_experts_at_one_size(toy_info: DatasetInfo) -> None:
+    """Encoders make rows that differ in size: unscaled, the largest drowns the others."""
+    sizes = {"text": 0.05, "image": 1.0, "price": 30.0}
+    features = {name: toy_info.features[name] * size for name, size in sizes.items()}
+    info = dataclasses.replace(toy_info, features=features)
+    scaled, unscaled = (built("ant", info, is_scaled=value).eval() for value in (True, False))
+    met: dict[str, Tensor] = {}
+    for name, experts in scaled.experts.items():
+        experts.register_forward_pre_hook(lambda _, given, name=name: met.update({name: given[0]}))
+    parts = scaled.modality_vectors()
+    for name, rows in met.items():
+        assert float(rows[~info.missing[name]].square().mean()) == pytest.approx(1.0, rel=1e-5), name
+        is_missing = info.missing[name]
+        assert not parts[name][is_missing].any()
+    assert not any(key.startswith("scale_") for key in unscaled.state_dict())
+    with torch.no_grad():
+        expected = unscaled.experts["price"](info.features["price"] * scaled.scale_price)
+    known = ~info.missing["price"]
+    torch.testing.assert_close(parts["price"][known], expected[known])
+
+
+@pytest.mark.parametrize("carries_items", [False, True])
+def test_a_tuned_item_side_keeps_the_scales_it_was_trained_at(
+    carries_items: bool, toy_info: DatasetInfo, tmp_path: Path
+) -> None:
+    path = tmp_path / "state.safetensors"
+    registry.save(built("ant", toy_info, is_scaled=True), path)
+    larger = {name: 4 * rows for name, rows in toy_info.features.items()}
+    target = dataclasses.replace(toy_info, features=larger)
+    model = built("ant", target, is_scaled=True, carries_items=carries_items)
+    own = model.scale_text.clone()
+    registry.adopt(model, path)
+    torch.testing.assert_close(model.scale_text, own * (4 if carries_items else 1))
+
+
 def test_a_state_that_lacks_what_is_carried_is_refused(toy_info: DatasetInfo, tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
     registry.save(built("ant", toy_info, modalities=["text", "image"]), path)

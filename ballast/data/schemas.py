@@ -17,8 +17,11 @@ import pyarrow.parquet as pq
 from ballast.errors import BallastError
 from ballast.reproducibility import atomic_path
 
-SPLITS = ("train", "history", "valid", "test")
-"""`history` is what nothing is trained on; it is read like training rows when ranking for its user."""
+SPLITS = ("train", "history", "valid", "between", "test")
+"""`history` is what nothing is trained on; it is read like training rows when ranking for its user. `between`
+is what a user met behind the validation target and before the test target: history of the latter alone."""
+ONCE = ("valid", "test")
+"""Splits that a user has one row of at most: its targets."""
 
 Kind = Literal["i32", "i64", "f32", "bool", "string", "dictionary", "u16 or u32", "vector", "list<i32>"]
 # A broken rule: which rows break it, and what to say of the first of them.
@@ -313,8 +316,8 @@ def _interaction_problems(frame: pd.DataFrame, path: Path) -> Iterator[Problem]:
         "position {position} of user {user_id} leaves a gap: positions are 0, 1, 2, ...",
     )
     code = pd.Categorical(frame["split"], SPLITS).codes
-    # Rows of training or history first, then at most one of each of the others.
-    is_late = is_same_user & ((code[1:] < code[:-1]) | ((code[1:] == code[:-1]) & (code[1:] > 1)))
+    is_target = np.isin(code[1:], [SPLITS.index(name) for name in ONCE])
+    is_late = is_same_user & ((code[1:] < code[:-1]) | ((code[1:] == code[:-1]) & is_target))
     yield (
         np.concatenate([np.zeros(min(1, len(frame)), bool), is_late]),
         "split '{split}' is out of order for its user",

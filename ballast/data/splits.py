@@ -41,8 +41,9 @@ def global_time(
 
     All rows are laid on the time line: the last `test_share` of them fall in the test window, the
     `valid_share` before it in the valid window; rows at a window's first moment are in it. A user's target
-    is its first row in a window; later rows of the window are dropped, as nothing retrains on them. Users
-    with no row before the valid window have no history to rank from: they are dropped.
+    is its first row in a window. Later rows of the valid window are `between`: nothing trains on them, and
+    the test target is ranked from them, too; those of the test window are dropped. Users with no row before
+    the valid window are in no training and have no history to validate on: they are dropped.
     """
     if not (valid_share > 0 and test_share > 0 and valid_share + test_share < 1):
         raise BallastError(
@@ -56,8 +57,9 @@ def global_time(
     window = (time >= valid_start).astype(int) + (time >= test_start).astype(int)
     frame = interactions.assign(split=np.array(["train", "valid", "test"])[window])
     has_history = (frame["split"] == "train").groupby(frame["user"]).transform("any")
-    is_later = frame.duplicated(["user", "split"]) & (frame["split"] != "train")
-    frame = frame[has_history & ~is_later].reset_index(drop=True)
+    is_later = frame.duplicated(["user", "split"])
+    frame["split"] = frame["split"].mask(is_later & (frame["split"] == "valid"), "between")
+    frame = frame[has_history & ~(is_later & (frame["split"] == "test"))].reset_index(drop=True)
     missing = {"train", "valid", "test"} - set(frame["split"])
     if missing:
         raise BallastError(

@@ -122,7 +122,7 @@ class IdMethod(SequentialMethod):
             raise BallastError(
                 f"model.item_gradient: sparse has no use under loss {config.loss['name']}: it steps all items"
             )
-        self.items = small_embedding(data.num_items + 1, config.dim)
+        self.items = small_embedding(data.num_items + 1, config.dim, self.backbone.table_std)
         self.items.weight.has_sparse_gradient = config.item_gradient == "sparse"  # type: ignore[attr-defined]
 
     def item_table(self) -> Tensor:

@@ -20,7 +20,7 @@ from ballast.errors import BallastError
 from ballast.evaluation.ranking import ndcg_at, rank_targets
 from ballast.models.method import Method
 from ballast.params import TrainingParams
-from ballast.reproducibility import atomic_path, generator, seed_dropout
+from ballast.reproducibility import atomic_path, generator, has_bfloat16, seed_dropout
 
 # A checkpoint costs a write of the whole state: at most one in this many seconds.
 CHECKPOINT_SECONDS = 20.0
@@ -217,8 +217,8 @@ def _train_epoch(
 
 
 def _autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """Matrix products in bfloat16; weights, sums, norms and the optimiser stay in float32."""
-    if precision == "bfloat16" or device.type == "cuda":
+    """Matrix products in bfloat16 where the device has it; all else, optimiser included, stays in float32."""
+    if device.type == "cuda" or (precision == "bfloat16" and has_bfloat16(device)):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 

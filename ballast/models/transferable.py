@@ -126,13 +126,19 @@ class TransferableMethod(SequentialMethod):
 class ExpertMethod(TransferableMethod):
     """Modalities by a mixture of experts each; those of prices are affine."""
 
-    item_side = ("experts.",)
+    item_side = ("experts.", "scale_")
 
     @dataclass(frozen=True, kw_only=True)
     class Config(TransferableMethod.Config):
-        """`initialisation` is of the whole model, before anything is carried over."""
+        """`initialisation` is of the whole model, before anything is carried over.
+
+        With `is_scaled` each modality's rows reach the experts with entries of unit mean square: experts
+        start alike, and of encoders whose rows differ in size by dozens the largest would drown the
+        others. Without, rows are read as they are, as published.
+        """
 
         experts: int = 8
+        is_scaled: bool = False
         initialisation: Initialisation = "normal"
 
     def build_items(self, data: DatasetInfo) -> None:
@@ -140,6 +146,8 @@ class ExpertMethod(TransferableMethod):
         content = {name: f"features_{name}" for name in config.modalities}
         self.surfaces = {**self.surfaces, **content}  # type: ignore[misc]
         self.missing_marks = {name: (f"is_known_{name}", 0.0) for name in config.modalities}
+        for name in config.modalities if config.is_scaled else ():
+            self.register_buffer(f"scale_{name}", _inverse_size(data.features[name], ~data.missing[name]))
         self.experts = nn.ModuleDict(
             {
                 name: Experts(
@@ -160,8 +168,16 @@ class ExpertMethod(TransferableMethod):
         found = {}
         for name, experts in self.experts.items():
             vectors, is_known = self.known(name, "features", items)
+            if self.config.is_scaled:
+                vectors = vectors * getattr(self, f"scale_{name}")
             found[name] = experts(vectors) * is_known
         return found
+
+
+def _inverse_size(rows: Tensor, is_known: Tensor) -> Tensor:
+    """() what brings the known rows of (I, F) to a mean square of 1; 1 where all are zero."""
+    mean_square = rows[is_known].double().square().mean()
+    return torch.where(mean_square > 0, mean_square.rsqrt(), 1.0).float()
 
 
 def in_play(batch: Batch) -> tuple[Batch, Tensor]:

@@ -25,6 +25,9 @@ class Backbone(nn.Module):
     """
 
     reads_candidates: ClassVar[bool] = False
+    # Standard deviation that item vectors start with. Where no norm stands behind them, small ones reach the
+    # layers as next to nothing and are not learned from for many epochs.
+    table_std: ClassVar[float] = 0.02
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Strict):

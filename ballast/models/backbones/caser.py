@@ -11,7 +11,7 @@ by its encoder alone; each position predicts the next item, not the next T.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from ballast.models.layers import Dropout
 
 class Encoder(Backbone):
     """Convolutions over the last `window` items, zero vectors where there are fewer."""
+
+    table_std: ClassVar[float] = 0.1
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Backbone.Config):

@@ -15,7 +15,7 @@ computed once for each different item of their histories, in blocks of candidate
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Encoder(Backbone):
     """Attention from a candidate over the history, and a small network on the two."""
 
     reads_candidates = True
+    table_std: ClassVar[float] = 0.3
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Backbone.Config):

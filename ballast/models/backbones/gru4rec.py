@@ -11,7 +11,7 @@ among them; Adam instead of Adagrad; dropout falls on the item vectors only.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ from ballast.models.layers import Dropout, PaddedGRU
 
 class Encoder(Backbone):
     """A GRU of `layers` layers over the history; `hidden` is its width, 0 for that of the items."""
+
+    table_std: ClassVar[float] = 0.1
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Backbone.Config):

@@ -13,7 +13,7 @@ not each prefix as a row of its own.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from ballast.models.layers import Dropout, PaddedGRU
 
 class Encoder(Backbone):
     """A GRU whose states up to now are summed by their likeness to the newest one."""
+
+    table_std: ClassVar[float] = 0.1
 
     @dataclass(frozen=True, kw_only=True)
     class Config(Backbone.Config):

@@ -7,9 +7,10 @@ grad l(E) + weight grad l(E + delta_K). The ball has radius eps in the norm of t
 
 Departs from the authors' code: a bidirectional backbone is trained by cloze and cannot see its own target;
 `attack: free` carries one perturbation from batch to batch, each moving it by one step, so that a batch
-costs two passes. Beyond the paper: `norm: row` bounds every item by itself; `adversary: random` puts a
-random direction of size eps, and `none` nothing, in place of the attack: controls for noise, and for the
-second dropout mask.
+costs two passes. Beyond the paper: `norm: row` bounds every item by itself. In place of the attack, as
+controls for noise and for the second dropout mask, `adversary: random` puts random directions whose rows
+are as long in proportion as those of g at the clean table, `isotropic` one direction over the whole table,
+most of which no batch reads, and `none` nothing.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class AtsRec(IdMethod):
     @dataclass(frozen=True, kw_only=True)
     class Config(IdMethod.Config):
         attack: Literal["pgd", "fgm", "fgsm", "free"] = "pgd"
-        adversary: Literal["gradient", "random", "none"] = "gradient"
+        adversary: Literal["gradient", "random", "isotropic", "none"] = "gradient"
         norm: Literal["table", "row"] = "table"
         perturb: Literal["both", "input", "output"] = "both"
         steps: int = 5
@@ -121,9 +122,9 @@ class AtsRec(IdMethod):
         config = self.config
         if config.adversary == "none":
             return torch.zeros_like(gradient)
-        if config.adversary == "random":
+        if config.adversary != "gradient":
             after = rng.get_state()
-            delta = config.radius * random_direction(gradient, config.norm, rng)
+            delta = config.radius * self._random(gradient, rng)
             rng.set_state(after)  # negatives are drawn as without an adversary
             return delta
         if config.attack == "free":
@@ -140,6 +141,13 @@ class AtsRec(IdMethod):
                 (gradient,) = torch.autograd.grad(loss_at(delta), delta)
             delta = self._stepped(delta.detach(), gradient)
         return delta
+
+    def _random(self, gradient: Tensor, rng: torch.Generator) -> Tensor:
+        """(I, D) random perturbation of size 1."""
+        if self.config.adversary == "isotropic":
+            return random_direction(gradient, self.config.norm, rng)
+        rows = random_direction(gradient, "row", rng)  # (I, D), each of length 1
+        return direction(rows * sizes(gradient, "row"), self.config.norm)
 
     def _stepped(self, delta: Tensor, gradient: Tensor) -> Tensor:
         config = self.config

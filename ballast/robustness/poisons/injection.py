@@ -12,17 +12,17 @@ from ballast.robustness.poisons import Integers, Known
 
 
 class Poisoner(poisons.Poisoner):
-    """A real user's training items in their order, without the pushed one."""
+    """What a real user met last in training, without the pushed item: with it as long as that user's own."""
 
     def histories(self, known: Known, pushed: Integers, rng: np.random.Generator) -> list[Integers]:
         return [copied(known, int(item), rng) for item in pushed]
 
 
 def copied(known: Known, pushed: int, rng: np.random.Generator) -> Integers:
-    """The items of a user drawn by chance but for `pushed`; never none."""
+    """The items of a user drawn by chance but for `pushed`, one fewer where there are two; never none."""
     for user in rng.permutation(len(known.sequences)):
-        history = known.sequences[int(user)]
-        history = history[history != pushed]
+        own = known.sequences[int(user)]
+        history = own[own != pushed]
         if len(history):
-            return history
+            return history[-max(1, len(own) - 1) :]
     raise BallastError(f"poisoning: no user has met anything but item {pushed}")
