@@ -217,7 +217,7 @@ def test_hashes_of_settings_are_stable_and_tell_them_apart() -> None:
 
 def test_the_environment_is_recorded() -> None:
     record = environment()
-    assert set(record) == {"device", "threads", "python", "torch", "ballast"}
+    assert set(record) == {"device", "has_bfloat16", "threads", "python", "torch", "ballast"}
     assert record["threads"] == torch.get_num_threads()
     assert record["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert record["python"] == ".".join(map(str, sys.version_info[:3]))
