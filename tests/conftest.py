@@ -61,6 +61,12 @@ def toy_info() -> DatasetInfo:
     return DatasetInfo(60, ITEMS, counts, features, missing)
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """What a test draws without a generator of its own is the same in every run and order."""
+    torch.manual_seed(0)
+
+
 def make_store(histories: list[list[int]]) -> SequenceStore:
     """A store of these histories, users counted from 1."""
     lengths = torch.tensor([0, *(len(history) for history in histories)])

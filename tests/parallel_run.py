@@ -20,7 +20,7 @@ def main(loss: str, item_gradient: str, output: Path, is_frozen: bool) -> None:
     with parallel.processes():
         model = {
             "backbone": {"name": "sasrec"},
-            "loss": {"name": loss},
+            "loss": {"name": loss, **({} if loss == "cross_entropy" else {"sharing": "batch"})},
             "dim": 16,
             "max_len": 10,
             "dropout": 0.0,

@@ -486,6 +486,7 @@ def test_a_pushed_items_own_picture_is_changed_alone(shop: tuple[Any, Pictures])
 def test_features_of_another_encoder_are_refused(shop: tuple[Any, Pictures]) -> None:
     _, pictures = shop
     attack: Any = attacks.build({"name": "pixels"}, "attack")
+    torch.manual_seed(1)
     other = replace(pictures, encoder=ImageEncoder(16, 6, 4).eval())
     with pytest.raises(BallastError, match="not this encoder's"):
         attack.on(other)

@@ -1,5 +1,7 @@
 """Losses against torch's own, in value and gradient."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
@@ -9,6 +11,8 @@ from ballast.errors import BallastError
 from ballast.models import losses
 
 POSITIONS, DIM, ITEMS = 23, 6, 40
+# Sets of negatives of so many positions: one for all, one for eight in a row, one for each.
+SETS = {"batch": 1, "group": 3, "position": POSITIONS}
 
 
 def seeded(seed=0):
@@ -25,6 +29,10 @@ def draw(scale=1.0, dtype=torch.float64, positions=POSITIONS, items=ITEMS):
 
 def build(name, **settings):
     return losses.build({"name": name, **settings}, "params.yaml: loss")
+
+
+def of_position(sharing):
+    return [{"batch": 0, "group": row // 8, "position": row}[sharing] for row in range(POSITIONS)]
 
 
 def reference(hidden, targets, table):
@@ -135,7 +143,9 @@ def test_cross_entropy_under_autocast():
         assert float(functional.cosine_similarity(mine.flatten(), yours.flatten(), dim=0)) > 0.999
 
 
-@pytest.mark.parametrize(("sharing", "negatives"), [("batch", 200_000), ("position", 20_000)])
+@pytest.mark.parametrize(
+    ("sharing", "negatives"), [("batch", 200_000), ("group", 40_000), ("position", 20_000)]
+)
 def test_sampled_softmax_nears_the_full_one(sharing, negatives):
     hidden, targets, table = draw(items=400)
     loss = build("sampled_softmax", negatives=negatives, sharing=sharing)
@@ -149,7 +159,7 @@ def test_sampled_softmax_nears_the_full_one(sharing, negatives):
 
 def test_sampled_softmax_without_correction():
     hidden, targets, table = draw(items=400)
-    plain = build("sampled_softmax", negatives=64, is_corrected=False)(
+    plain = build("sampled_softmax", negatives=64, sharing="batch", is_corrected=False)(
         hidden, targets, table, None, seeded(1)
     )
     drawn = torch.randint(1, 401, (1, 64), generator=seeded(1))[0]
@@ -159,13 +169,13 @@ def test_sampled_softmax_without_correction():
     assert plain.item() == pytest.approx(expected.item())
 
 
-@pytest.mark.parametrize("sharing", ["batch", "position"])
+@pytest.mark.parametrize("sharing", ["batch", "group", "position"])
 def test_sampled_softmax_from_the_batch_is_corrected_by_popularity(sharing):
     hidden, targets, table = draw(items=9)  # few items, so that the batch repeats some of them
     loss = build("sampled_softmax", negatives=16, sampling="batch", sharing=sharing)
     ours = loss(hidden, targets, table, None, seeded(1))
-    rows = 1 if sharing == "batch" else POSITIONS
-    drawn = targets[torch.randint(POSITIONS, (rows, 16), generator=seeded(1))].expand(POSITIONS, -1)
+    drawn = targets[torch.randint(POSITIONS, (SETS[sharing], 16), generator=seeded(1))]
+    drawn = drawn[of_position(sharing)]
     total = 0.0
     for row, state in enumerate(hidden.detach()):
         positive = torch.exp(state @ table[targets[row]])
@@ -197,23 +207,38 @@ def test_bce_by_definition(negatives):
     assert ours.item() == pytest.approx(-(positive + negative).mean().item())
 
 
-@pytest.mark.parametrize("sharing", ["batch", "position"])
+@pytest.mark.parametrize("is_shifted", [False, True])
+@pytest.mark.parametrize("sharing", ["batch", "group", "position"])
 @pytest.mark.parametrize("t", [0.0, 0.4, 1.0])
-def test_gbce_by_definition(t, sharing):
+def test_gbce_by_definition(t, sharing, is_shifted):
     """sigmoid(s)^beta for the positive in plain float64, beta as in eq. 13 of the paper."""
     hidden, targets, table = draw(items=60)
-    ours = build("gbce", negatives=12, t=t, sharing=sharing)(hidden, targets, table, None, seeded(2))
-    drawn = torch.randint(1, 61, (1 if sharing == "batch" else POSITIONS, 12), generator=seeded(2))
+    loss = build("gbce", negatives=12, t=t, sharing=sharing, is_shifted=is_shifted)
+    ours = loss(hidden, targets, table, None, seeded(2))
+    drawn = torch.randint(1, 61, (SETS[sharing], 12), generator=seeded(2))[of_position(sharing)]
     rate = 12 / 59
     power = rate * (t * (1 - 1 / rate) + 1 / rate)
+    shift = math.log(power / 12) if is_shifted else 0.0
     total = 0.0
     for row, state in enumerate(hidden.detach()):
-        total -= torch.log(torch.sigmoid(state @ table[targets[row]]) ** power).item()
-        for item in drawn[row if len(drawn) > 1 else 0].tolist():
+        total -= torch.log(torch.sigmoid(state @ table[targets[row]] + shift) ** power).item()
+        for item in drawn[row].tolist():
             if item != targets[row]:
-                total -= torch.log(1 - torch.sigmoid(state @ table[item])).item()
+                total -= torch.log(1 - torch.sigmoid(state @ table[item] + shift)).item()
     assert ours.item() == pytest.approx(total / POSITIONS)
     assert power == pytest.approx({0.0: 1.0, 1.0: rate}.get(t, 1 - t * (1 - rate)))
+
+
+def test_shifted_gbce_pulls_no_common_way_at_the_start():
+    """Where all scores are 0, the pulls of the positive and of its negatives cancel."""
+    pulls = []
+    for is_shifted in (True, False):
+        scores = torch.zeros(POSITIONS, 13, requires_grad=True)
+        loss = build("gbce", negatives=12, is_shifted=is_shifted)
+        is_target = torch.zeros(POSITIONS, 12, dtype=torch.bool)
+        loss.terms(scores[:, 0], scores[:, 1:], is_target, None, 60).sum().backward()
+        pulls.append(scores.grad.sum(1).abs().max().item())
+    assert pulls[0] < 1e-5 < 1 < pulls[1]
 
 
 def test_gbce_stays_finite():

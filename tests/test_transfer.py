@@ -20,7 +20,7 @@ from ballast.models.backbones import MASK
 from ballast.models.experts import LEAST_NOISE, Experts
 from ballast.models.method import DatasetInfo, Method
 from ballast.models.methods.unisrec import without_some
-from ballast.models.methods.vqrec import _doubly_stochastic
+from ballast.models.methods.vqrec import _centroids, _doubly_stochastic
 from ballast.models.training import Validation, fit
 from ballast.models.transferable import TransferableMethod, in_play, pairs_loss
 from ballast.params import PoolParams, TrainingParams
@@ -384,6 +384,13 @@ def test_more_codes_than_items_fill_up(toy_info: DatasetInfo) -> None:
     model = built("vqrec", toy_info, groups=4, codes=3 * ITEMS)
     assert model.centroids_text.shape == (4, 3 * ITEMS, 3)
     assert int(model.codes_text.max()) < ITEMS
+
+
+def test_points_that_differ_in_the_last_bit_share_a_centroid() -> None:
+    points = torch.tensor([-2.884994, 0.15, 0.61991423, 0.60837394, 1.3562217, 0.15])
+    points[5] = torch.nextafter(points[5], torch.tensor(1.0))
+    centroids = _centroids(points[None, :, None], 6)  # (1, 6, 1)
+    assert (points[:, None] - centroids[0, :, 0]).abs().min(1).values.max() < 1e-6
 
 
 def test_alignments_start_at_the_identity_and_stay_doubly_stochastic(toy_info: DatasetInfo) -> None:

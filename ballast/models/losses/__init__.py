@@ -10,10 +10,11 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ballast.errors import BallastError
 from ballast.models.layers import item_rows
@@ -74,6 +75,12 @@ class Loss(nn.Module):
         )
 
 
+# Positions that `sharing: group` gives one set of negatives: about a user of Amazon's.
+GROUP = 8
+
+Sharing = Literal["group", "position", "batch"]
+
+
 class SampledLoss(Loss):
     """A loss of the target's score and of a few negatives'. A subclass draws and judges."""
 
@@ -82,7 +89,10 @@ class SampledLoss(Loss):
     def draw(
         self, targets: Tensor, num_items: int, exclude: Tensor | None, rng: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """(M, N) negatives, or (1, N) for all positions, and what `terms` wants to know of the draw."""
+        """(S, N) negatives, and what `terms` wants to know of the draw, (S, N) or (1, 1).
+
+        Each of the S sets is for M / S positions that follow one another, rounded up: `sets` says how many.
+        """
         raise NotImplementedError
 
     def terms(
@@ -105,9 +115,12 @@ class SampledLoss(Loss):
     ) -> Tensor:
         items, drawn = self.draw(targets, len(table) - 1, exclude, rng)
         positive = (hidden * item_rows(targets, table)).sum(-1)
-        vectors = item_rows(items, table)  # (1 or M, N, D)
-        is_shared = len(items) == 1
-        negative = hidden @ vectors[0].T if is_shared else torch.einsum("md,mnd->mn", hidden, vectors)
+        vectors = item_rows(items, table)  # (S, N, D)
+        size = -(-len(hidden) // len(items))
+        grouped = functional.pad(hidden, (0, 0, 0, size * len(items) - len(hidden)))
+        grouped = grouped.view(len(items), size, -1)  # (S, M / S, D)
+        negative = torch.bmm(grouped, vectors.transpose(1, 2)).flatten(0, 1)[: len(hidden)]  # (M, N)
+        items, drawn = spread(items, len(hidden)), None if drawn is None else spread(drawn, len(hidden))
         terms = self.terms(positive, negative, items == targets[:, None], drawn, len(table) - 1)
         return weighted_mean(terms, weights)
 
@@ -121,9 +134,22 @@ class SampledLoss(Loss):
         weights: Tensor | None = None,
     ) -> Tensor:
         items, drawn = self.draw(targets, num_items, exclude, rng)
-        scores = score(torch.cat([targets[:, None], items.expand(len(targets), -1)], dim=1))  # (M, 1 + N)
+        items, drawn = spread(items, len(targets)), None if drawn is None else spread(drawn, len(targets))
+        scores = score(torch.cat([targets[:, None], items], dim=1))  # (M, 1 + N)
         is_target = items == targets[:, None]
         return weighted_mean(self.terms(scores[:, 0], scores[:, 1:], is_target, drawn, num_items), weights)
+
+
+def sets(sharing: Sharing, positions: int) -> int:
+    """How many sets of negatives are drawn for so many positions."""
+    return {"batch": 1, "position": positions, "group": -(-positions // GROUP)}[sharing]
+
+
+def spread(values: Tensor, positions: int) -> Tensor:
+    """(M, N) or (1, N): the row of its set for each position, from (S, N)."""
+    if len(values) in (1, positions):
+        return values.expand(positions, -1)
+    return values.repeat_interleave(-(-positions // len(values)), 0)[:positions]
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -13,11 +13,13 @@ cut, not by a learned rotation (OPQ); the matrices are learned together with the
 without Gumbel noise.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -136,7 +138,10 @@ def _centroids(parts: Tensor, count: int) -> Tensor:
         size = max(1, min(count, len(np.unique(cloud, axis=0))))
         if len(cloud) == 0:
             cloud = np.zeros((1, cloud.shape[1]), np.float32)
-        centres = KMeans(size, n_init=1, max_iter=50, random_state=0).fit(cloud).cluster_centers_
+        with warnings.catch_warnings():
+            # Points that differ in their last bits alone share a centre; codes of no item do no harm.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            centres = KMeans(size, n_init=1, max_iter=50, random_state=0).fit(cloud).cluster_centers_
         found.append(np.concatenate([centres, np.repeat(centres[:1], count - size, axis=0)]))
     return torch.from_numpy(np.stack(found).astype(np.float32))
 
