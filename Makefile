@@ -8,7 +8,7 @@ STUDY := .
 CELLS := fetch preprocess fitted features pool pretrain tune|tune_content train|train_content|adapt \
   evaluate[a-z_]* robustness[a-z_]*
 
-.PHONY: repro study test lint bench clean lock
+.PHONY: repro study overview test lint bench clean lock
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,9 @@ study: $(VENV)/installed
 	@test -n "$(NAME)" || { echo "say which: make study NAME=sequences ($(notdir $(wildcard studies/*)))"; exit 2; }
 	@test -f studies/$(NAME)/params.yaml || { echo "studies/$(NAME)/params.yaml: not found"; exit 2; }
 	$(MAKE) --no-print-directory repro STUDY=studies/$(NAME) JOBS=$(JOBS)
+
+overview: $(VENV)/installed
+	python stages/overview.py
 
 test: $(VENV)/installed
 	python -m pytest -q

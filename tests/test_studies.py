@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STUDIES = [ROOT, *sorted(path.parent for path in (ROOT / "studies").glob("*/params.yaml"))]
 PLACES = (b"work", b"root", b"home", b"Users", b"mnt", b"tmp")
 SHARED = ("study.py", "inputs.py")  # imported by the stages, no stages themselves
-COMMANDS = ("adopt.py",)  # run by a person, between two runs of the pipeline
+COMMANDS = ("adopt.py", "overview.py")  # run by a person, between two runs of the pipeline
 
 each_study = pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
 

@@ -353,6 +353,34 @@ def gains(
     return figure
 
 
+def forest(frame: pd.DataFrame, what: str) -> Figure:
+    """Gains of several groups on one axis. Columns `group`, `row` (its name), gain, low, high and verdict."""
+    groups = list(dict.fromkeys(frame["group"]))
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(WIDTH, 0.17 * (len(frame) + 1.6 * len(groups))))
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        beside, place, places = axis.get_yaxis_transform(), 0.0, []
+        axis.axvline(0, color=INK, linewidth=0.8)
+        for group, colour in zip(groups, COLOURS, strict=False):
+            axis.text(-0.02, place, group, fontweight="bold", va="center", ha="right", transform=beside)
+            for row in frame[frame["group"] == group].sort_values("gain", ascending=False).to_dict("records"):
+                place += 1
+                gain, low, high = (100 * row[key] for key in ("gain", "low", "high"))
+                fill = "white" if row["verdict"] == "undecided" else colour
+                axis.plot([low, high], [place, place], color=colour, linewidth=1.2, zorder=1)
+                axis.plot(gain, place, "o", color=colour, markerfacecolor=fill, zorder=2)
+                axis.text(1.02, place, f"{gain:+.1f} %", fontsize=7, va="center", transform=beside)
+                places.append((place, row["row"]))
+            place += 1.6
+        axis.set_yticks([at for at, _ in places], [name for _, name in places], fontsize=7)
+        axis.set_ylim(place - 0.8, -0.8)
+        axis.set_xlabel(f"{what}, %\n(95 % interval over users and seeds; filled: established by a test)")
+        axis.tick_params(axis="y", length=0)
+        axis.grid(axis="x")
+    return figure
+
+
 def _without_outliers(gain: pd.Series, low: pd.Series, high: pd.Series) -> tuple[float, float]:
     """Limits that hold every interval, or, where some gain is far from the others, those of the others."""
     inner = gain.sort_values().iloc[1:-1] if len(gain) > 4 else gain
