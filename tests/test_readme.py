@@ -1,4 +1,4 @@
-"""README's numbers are those of the tables they cite."""
+"""The numbers of README.md, and of each study's, are those of the tables they cite."""
 
 import json
 import re
@@ -7,25 +7,43 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("studies/*/README.md"))]
+LINK = re.compile(r"\]\(([^)]+)\)")
 SOURCE = re.compile(r"^From \[`([^`]+metrics\.json)`\]", re.MULTILINE)
 
 
 def rows() -> list[tuple[str, str, str, str, str]]:
-    """(source, dataset, method, metric, printed number) of every result table in README.md."""
-    parts = SOURCE.split((ROOT / "README.md").read_text(encoding="utf-8"))
+    """(source, dataset, method, metric, printed number) of every result table in a README."""
     found = []
-    for source, text in zip(parts[1::2], parts[2::2], strict=True):
-        lines = [line for line in text.split("\n\n")[1].splitlines() if line.startswith("|")]
-        header = [cell.strip() for cell in lines[0].strip("|").split("|")]
-        for line in lines[2:]:
-            cells = [cell.strip().strip("`*") for cell in line.strip("|").split("|")]
-            for name, value in zip(header[2:], cells[2:], strict=True):
-                found.append((source, cells[0], cells[1], name.strip("`"), value))
+    for readme in READMES:
+        parts = SOURCE.split(readme.read_text(encoding="utf-8"))
+        for cited, text in zip(parts[1::2], parts[2::2], strict=True):
+            source = str((readme.parent / cited).relative_to(ROOT))
+            lines = [line for line in text.split("\n\n")[1].splitlines() if line.startswith("|")]
+            header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+            for line in lines[2:]:
+                cells = [cell.strip().strip("`*") for cell in line.strip("|").split("|")]
+                for name, value in zip(header[2:], cells[2:], strict=True):
+                    found.append((source, cells[0], cells[1], name.strip("`"), value))
     return found
 
 
-def test_readme_has_results() -> None:
-    assert len(rows()) >= 10
+def test_readmes_have_results() -> None:
+    assert {source for source, *_ in rows()} >= {"reports/metrics.json", "studies/sequences/reports/metrics.json"}
+
+
+@pytest.mark.parametrize("study", sorted(path.parent.name for path in ROOT.glob("studies/*/params.yaml")))
+def test_every_study_has_a_readme_and_is_listed(study: str) -> None:
+    assert ROOT / "studies" / study / "README.md" in READMES
+    assert f"(studies/{study}/)" in READMES[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(readme: Path) -> None:
+    for link in LINK.findall(readme.read_text(encoding="utf-8")):
+        if "://" not in link:
+            target = readme.parent / link.partition("#")[0] if not link.startswith("#") else readme
+            assert target.exists(), link
 
 
 @pytest.mark.parametrize(("source", "dataset", "method", "metric", "printed"), rows())
