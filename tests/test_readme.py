@@ -29,7 +29,8 @@ def rows() -> list[tuple[str, str, str, str, str]]:
 
 
 def test_readmes_have_results() -> None:
-    assert {source for source, *_ in rows()} >= {"reports/metrics.json", "studies/sequences/reports/metrics.json"}
+    sources = {source for source, *_ in rows()}
+    assert sources >= {"reports/metrics.json", "studies/sequences/reports/metrics.json"}
 
 
 @pytest.mark.parametrize("study", sorted(path.parent.name for path in ROOT.glob("studies/*/params.yaml")))
