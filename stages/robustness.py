@@ -34,6 +34,7 @@ from ballast.robustness import attacks
 from ballast.robustness.attacks import Attack
 from ballast.robustness.checks import Flag, Outcome, check_outcomes, check_scores
 from ballast.robustness.corruption import KINDS, Corrupted, corrupt, sample_users
+from ballast.robustness.missing import losable
 from ballast.robustness.pictures import Pictures
 from ballast.robustness.suite import MODALITIES, Answer, Subject, pushed_items, surfaces_for
 
@@ -156,7 +157,7 @@ def _conditions(
         Condition(kind, HISTORY, "share", budget, partial(subject.corrupted, noise))
         for (kind, budget), noise in noises.items()
     ]
-    for modality in surfaces_for(subject.method, MODALITIES):
+    for modality in losable(subject.method, MODALITIES):
         for share in settings.missing:
             answer = partial(subject.without, modality, share, seed)
             found.append(Condition("missing", modality, "share", share, answer))

@@ -117,6 +117,49 @@ def test_the_realised_size_is_the_budget_at_most(settings: Any, name: str, conte
     torch.testing.assert_close(found.overrides[SURFACES[name]], target.values + delta)
 
 
+def stretched(info: DatasetInfo) -> DatasetInfo:
+    """Texts some directions of which are far longer than others."""
+    text = info.features["text"] * torch.logspace(-2, 2, 12)
+    return replace(info, features={**info.features, "text": text})
+
+
+@pytest.mark.parametrize(("norm", "scope"), [("l2", "row"), ("linf", "row"), ("l2", "table")])
+@pytest.mark.parametrize("method", ["ant", "unisrec", "vbpr", "amr"])
+def test_one_budget_is_one_change_of_content(
+    method: str, norm: Any, scope: Any, toy_info: DatasetInfo
+) -> None:
+    """By the distance of whitened rows, of a method that keeps content as it came, too."""
+    config = registry.configure(method, {"modalities": ["text"]}, "model")
+    target = surface(registry.build(method, config, stretched(toy_info)), "text")
+    rows, is_real = target.whole, target.is_real
+    white = whitening.fit(rows, ~is_real)
+    clean = white.apply(rows, ~is_real)
+    assert target.unit == pytest.approx(clean[is_real].norm(dim=1).mean().item())
+    delta = Ball.around(target, 0.2, norm, scope).random(target.values, generator(0, "x"))
+    moved = target.moved(delta)["features_text"]
+    torch.testing.assert_close(white.apply(moved, ~is_real) - clean, delta, rtol=0, atol=1e-3 * target.unit)
+    assert torch.equal(moved[~is_real], rows[~is_real])
+    assert not torch.allclose(moved, rows + delta)
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=str)
+def test_attacks_on_content_kept_as_it_came(settings: Any, toy_info: DatasetInfo) -> None:
+    model = trained(stretched(toy_info), "ant", modalities=["text", "image"])
+    batch = sample_of(model).batches[0]
+    found = run(model, settings, 0.0, surface="text")
+    assert torch.equal(call_with(model, "score", found.overrides, batch), model.score(batch))
+    found = run(model, settings, 0.2, surface="text")
+    assert 0.19 < found.size <= 0.2 * (1 + 1e-5)
+    assert not torch.equal(call_with(model, "score", found.overrides, batch), model.score(batch))
+
+
+def test_content_that_is_whitened_already_is_attacked_as_it_is(toy_info: DatasetInfo) -> None:
+    settings = {"modalities": ["text"], "is_whitened": True}
+    model = registry.build("amr", registry.configure("amr", settings, "model"), toy_info)
+    assert surface(model, "text").back is None
+    assert torch.equal(surface(model, "text").values, model.get_buffer("features_text"))
+
+
 def test_balls_lie_within_one_another(content: Method) -> None:
     target, rng = surface(content, "items"), generator(0, "x")
     linf, row, table = (

@@ -97,6 +97,14 @@ def test_marks_of_missing_items_are_set_too(toy_info: DatasetInfo) -> None:
     torch.testing.assert_close(found, texts.eval().score(batch()))
 
 
+def test_content_kept_as_it_came_is_zero_too(toy_info: DatasetInfo) -> None:
+    settings = {"modalities": ["text"]}
+    raw = registry.build("ant", registry.configure("ant", settings, "m"), toy_info).eval()
+    dropped = drop(raw, "text", 1.0, 0)
+    assert not dropped.overrides["features_text"].any()
+    assert not call_with(raw, "item_table", dropped.overrides).any()
+
+
 def test_mistakes_are_named(model: Method) -> None:
     with pytest.raises(BallastError, match=r"1\.5 is not a share between 0 and 1"):
         drop(model, "text", 1.5, 0)

@@ -155,6 +155,32 @@ def test_no_gradients_and_scores_unchanged():
     assert scores.equal(before)
 
 
+class MadeItems(TableScores):
+    """Scores by item vectors that are made, not kept."""
+
+    made = 0
+
+    def item_table(self):
+        self.made += 1
+        return self.table.T  # (I, U)
+
+    def score(self, batch, rng=None):
+        return self.item_table()[:, batch.user_id].T
+
+
+def test_item_vectors_are_made_once_a_ranking(case):
+    table, histories, targets = case
+    store, method = make_store(histories), MadeItems(table)
+    for number in (1, 2):
+        found = rank_targets(method, store, targets, batch_size=7)
+        assert method.made == number  # anew: training may have changed them
+    assert torch.equal(found.rank, rank_targets(TableScores(table), store, targets).rank)
+    method.table = torch.full_like(table, torch.nan)
+    with pytest.raises(BallastError, match="not finite"):
+        rank_targets(method, store, targets)
+    assert "item_table" not in vars(method)
+
+
 def test_ndcg_at():
     assert doctest.testmod(ranking).failed == 0
     assert ndcg_at(torch.tensor([2, 10, 11]), 10) == pytest.approx((1 / math.log2(3) + 1 / math.log2(11)) / 3)

@@ -1,6 +1,7 @@
 """Full ranking: every item is scored, padding and history masked, ties broken against the method."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -56,16 +57,32 @@ def rank_targets(
     ranks = torch.zeros((4, len(targets)), dtype=torch.int32, device=device)
     best = torch.zeros((len(targets), 0), dtype=torch.int64, device=device)
     start, size = 0, min(batch_size, PROBED)
-    while start < len(mine):
-        rows = mine[start : start + size]
-        ranks[:, rows], items, width = _rank_batch(method, store, rows, targets[rows], topk)
-        if start == 0:
-            size = max(1, min(batch_size, COMPUTED // width))
-            best = best.new_zeros((len(targets), items.shape[1]))
-        best[rows] = items
-        start += len(rows)
+    with _item_vectors_once(method):
+        while start < len(mine):
+            rows = mine[start : start + size]
+            ranks[:, rows], items, width = _rank_batch(method, store, rows, targets[rows], topk)
+            if start == 0:
+                size = max(1, min(batch_size, COMPUTED // width))
+                best = best.new_zeros((len(targets), items.shape[1]))
+            best[rows] = items
+            start += len(rows)
     rank, unmasked, candidates, ties = parallel.total(ranks).cpu()
     return Ranking(rank, unmasked, candidates, ties, parallel.total(best).cpu() if topk else None)
+
+
+@contextmanager
+def _item_vectors_once(method: Method) -> Iterator[None]:
+    """Inside, `method.item_table()` is what it is now: of content, it costs more than a batch's scores."""
+    make: Callable[[], Tensor] | None = getattr(method, "item_table", None)
+    if make is None:
+        yield
+        return
+    table = make()
+    method.__dict__["item_table"] = lambda: table
+    try:
+        yield
+    finally:
+        del method.__dict__["item_table"]
 
 
 def _rank_batch(

@@ -185,6 +185,7 @@ class ContentPairwiseMethod(PairwiseMethod):
             self.projections[modality] = nn.Parameter(nn.init.normal_(projection, std=config.init_scale))
         # Which surfaces there are is the config's choice.
         self.surfaces = self._surfaces()  # type: ignore[misc]
+        self.raw_surfaces = frozenset(() if config.is_whitened else config.modalities)
 
     def _surfaces(self) -> dict[str, str]:
         """What an attack may change: each modality's features, and what the class has anyway."""

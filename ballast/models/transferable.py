@@ -145,6 +145,8 @@ class ExpertMethod(TransferableMethod):
         config = self.config
         content = {name: f"features_{name}" for name in config.modalities}
         self.surfaces = {**self.surfaces, **content}  # type: ignore[misc]
+        # As they came, not whitened: an attack has to know (`ballast.robustness.surface`).
+        self.raw_surfaces = frozenset(content)
         self.missing_marks = {name: (f"is_known_{name}", 0.0) for name in config.modalities}
         for name in config.modalities if config.is_scaled else ():
             self.register_buffer(f"scale_{name}", _inverse_size(data.features[name], ~data.missing[name]))

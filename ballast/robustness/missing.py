@@ -4,9 +4,10 @@ Items are dropped in the order of a hash of (seed, modality, item), so that they
 method, and those dropped at one share are among those dropped at a larger one. A dropped item's row becomes
 zero, as the rows of items are that came without the modality; where a method also marks such items, it
 says where in `missing_marks`: modality to the place of the marks and the value that means missing, such as
-`{"text": ("present[0:1]", 0.0)}`.
+`{"text": ("present[0:1]", 0.0)}`. Of a modality that is no surface, such as codes, the marks alone are set.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,21 +46,35 @@ def dropped_items(has: Tensor, modality: str, share: float, seed: int) -> Tensor
 def drop(method: Method, modality: str, share: float, seed: int) -> Dropped:
     """`method` where `share` of the items with the modality have lost it; a share of 0 changes nothing.
 
-    Raises BallastError where the method declares no surface of that name.
+    Raises BallastError where the method declares neither a surface nor marks of that name.
     """
-    target = surface(method, modality)
-    items = dropped_items(target.is_real, modality, share, seed)
-    rows = items.to(target.values.device)
-    overrides = target.overrides(target.values.index_fill(0, rows, 0.0))
-    for place, value in _marks(method, modality):
+    marks = _marks(method)
+    if modality in method.surfaces or modality not in marks:
+        target = surface(method, modality)
+        has = target.is_real
+    else:
+        target = None
+        place, value = marks[modality]
+        _, whole, columns = located(method, place)
+        has = (whole[:, columns] != value).any(dim=1)
+        has[0] = False
+    items = dropped_items(has, modality, share, seed)
+    rows = items.to(has.device)
+    overrides = {} if target is None else target.without(rows)
+    if modality in marks:
+        place, value = marks[modality]
         tensor, whole, columns = located(method, place)
         marked = overrides.get(tensor, whole).clone()
         marked[rows, columns] = torch.tensor(value, dtype=marked.dtype, device=marked.device)
         overrides[tensor] = marked
-    count = int(target.is_real.sum())
+    count = int(has.sum())
     return Dropped(overrides, items, len(items) / count if count else 0.0)
 
 
-def _marks(method: Method, modality: str) -> list[tuple[str, float]]:
-    marks = getattr(method, "missing_marks", {})
-    return [marks[modality]] if modality in marks else []
+def losable(method: Method, modalities: Sequence[str]) -> list[str]:
+    """Those of `modalities` that the method knows its items by."""
+    return [name for name in modalities if name in method.surfaces or name in _marks(method)]
+
+
+def _marks(method: Method) -> dict[str, tuple[str, float]]:
+    return getattr(method, "missing_marks", {})

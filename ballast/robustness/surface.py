@@ -3,6 +3,10 @@
 A surface is an entry of `Method.surfaces`: a name (items, text, image, price) and the parameter or buffer
 behind it, (I, F) with one row an item. Where one tensor holds several modalities side by side, an entry
 names its columns: `{"text": "vectors[0:128]", "image": "vectors[128:256]"}`.
+
+Most methods whiten content before they keep it, and budgets are of whitened rows. A method that keeps it as
+it came names these surfaces in `raw_surfaces`: they are whitened here, attacked there, and what an attack
+added is brought back to the method's rows, so that one budget is one change of the content for all.
 """
 
 import re
@@ -13,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ballast.content import whitening
 from ballast.data.sequences import Batch
 from ballast.errors import BallastError
 from ballast.models.method import Method
@@ -60,9 +65,11 @@ class Overridden(Method):
 class Surface:
     """One surface of one method.
 
-    values: (I, F) as trained, without a gradient. is_real: (I,) rows with any content; padding and items
-    without the modality are zero and never perturbed. unit: mean Euclidean norm of the real rows, which
-    makes budgets of different methods comparable: b = 0.1 moves a row by a tenth of a usual row.
+    values: (I, F) what is attacked, without a gradient: the trained rows, whitened if the method keeps them
+    raw. is_real: (I,) rows with any content; padding and items without the modality are zero and never
+    perturbed. unit: mean Euclidean norm of the real rows of `values`, which makes budgets of different
+    methods comparable: b = 0.1 moves a row by a tenth of a usual row. back: (F, F) from a change of `values`
+    to one of raw rows, None where they are the same.
     """
 
     name: str
@@ -72,17 +79,27 @@ class Surface:
     is_real: Tensor
     unit: float
     whole: Tensor
+    back: Tensor | None = None
 
     def overrides(self, values: Tensor) -> dict[str, Tensor]:
         """The parameter or buffer with (I, F) `values` in the surface's place, as `call_with` takes it."""
-        if values.shape == self.whole.shape:
-            return {self.tensor: values}
-        left, right = self.whole[:, : self.columns.start], self.whole[:, self.columns.stop :]
-        return {self.tensor: torch.cat([left, values, right], dim=1)}
+        if self.back is None:
+            return self._placed(values)
+        return self._placed(self.whole[:, self.columns] + (values - self.values) @ self.back)
 
     def moved(self, delta: Tensor) -> dict[str, Tensor]:
         """The same, with `delta` (I, F) added to the trained values."""
         return self.overrides(self.values + delta)
+
+    def without(self, items: Tensor) -> dict[str, Tensor]:
+        """The same, with zeros in the method's own rows of `items` (K,)."""
+        return self._placed(self.whole[:, self.columns].index_fill(0, items, 0.0))
+
+    def _placed(self, rows: Tensor) -> dict[str, Tensor]:
+        if rows.shape == self.whole.shape:
+            return {self.tensor: rows}
+        left, right = self.whole[:, : self.columns.start], self.whole[:, self.columns.stop :]
+        return {self.tensor: torch.cat([left, rows, right], dim=1)}
 
 
 def surface(method: Method, name: str) -> Surface:
@@ -91,11 +108,16 @@ def surface(method: Method, name: str) -> Surface:
         known = ", ".join(sorted(method.surfaces)) or "none"
         raise BallastError(f"{type(method).__name__} has no surface '{name}'; it declares: {known}")
     tensor, whole, columns = located(method, method.surfaces[name])
-    values = whole[:, columns]
+    values, back = whole[:, columns], None
     is_real = (values != 0).any(dim=1)
     is_real[0] = False
+    if name in getattr(method, "raw_surfaces", ()):
+        white = whitening.fit(values, ~is_real)
+        values = white.apply(values, ~is_real)
+        # Directions without variance have no way back: whitening does not see them.
+        back = torch.linalg.pinv(white.matrix.double(), hermitian=True).to(values.dtype)
     unit = float(values[is_real].double().norm(dim=1).mean()) if bool(is_real.any()) else 0.0
-    return Surface(name, tensor, columns, values, is_real, unit, whole)
+    return Surface(name, tensor, columns, values, is_real, unit, whole, back)
 
 
 def located(method: Method, place: str) -> tuple[str, Tensor, slice]:

@@ -2,9 +2,9 @@
 
 `sampling: uniform` draws N items from the catalogue; a kept negative then stands for items / N items.
 `sampling: batch` takes the other targets of the batch, which come as often as they are popular: their
-logits lose log(N q), where q is their share of the batch. `sharing: batch` draws one set of negatives
-for all positions, which makes the scores one matrix product; `position` draws anew for each, `group` for
-eight in a row. A negative that is the position's own target is masked out.
+logits lose log(N q), where q is their share of the batch. `sharing: group` draws a set of negatives for
+eight positions in a row, `position` for each, `batch` one for all, which makes the scores one matrix
+product. A negative that is the position's own target is masked out.
 
 One set for a whole batch reaches few items a step, each with the weight of many, which Adam's step sizes
 do not make up for: with 256 of them SASRec has a validation NDCG@10 of .0914 on MovieLens-100K and .0590
@@ -29,7 +29,7 @@ class Objective(SampledLoss):
     class Config(Loss.Config):
         negatives: int = 256
         sampling: Literal["uniform", "batch"] = "uniform"
-        sharing: Sharing = "batch"
+        sharing: Sharing = "group"
         is_corrected: bool = True
 
     def draw(
