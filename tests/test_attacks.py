@@ -43,6 +43,14 @@ KINDS: list[dict[str, Any]] = [
     {"name": "pgd", "steps": 4, "scope": "table"},
 ]
 
+# Methods that read features; these two read none that an attack could change.
+CONTENT = [
+    name
+    for name in registry.known_methods()
+    if "modalities" in registry.method_class(name).Config.__dataclass_fields__
+    and name not in ("s3rec", "vqrec")
+]
+
 
 def built(info: DatasetInfo, method: str = "next_item", **settings: Any) -> Any:
     seed_dropout(0, "initial weights")
@@ -140,6 +148,24 @@ def test_one_budget_is_one_change_of_content(
     torch.testing.assert_close(white.apply(moved, ~is_real) - clean, delta, rtol=0, atol=1e-3 * target.unit)
     assert torch.equal(moved[~is_real], rows[~is_real])
     assert not torch.allclose(moved, rows + delta)
+
+
+@pytest.mark.parametrize(
+    "name", ["sasrec_features", "fdsa", "feature_knn", "ant", "unisrec", "vbpr", "duif", "amr"]
+)
+def test_content_is_attacked_where_it_is_white(name: str, toy_info: DatasetInfo) -> None:
+    """Whichever way a method keeps it: no direction is worth more of a budget than another."""
+    text = toy_info.features["text"] * torch.logspace(-0.5, 0.5, 12)
+    info = replace(toy_info, features={**toy_info.features, "text": text})
+    method = registry.build(name, registry.configure(name, {"modalities": ["text"]}, "model"), info)
+
+    def spread(rows: Tensor) -> float:
+        values = torch.linalg.svdvals(rows - rows.mean(dim=0))
+        return float(values[0] / values[-1])
+
+    target = surface(method, "text")
+    assert spread(text[target.is_real]) > 8
+    assert spread(target.values[target.is_real]) < 2
 
 
 @pytest.mark.parametrize("settings", KINDS, ids=str)
