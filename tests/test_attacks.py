@@ -150,9 +150,20 @@ def test_one_budget_is_one_change_of_content(
     assert not torch.allclose(moved, rows + delta)
 
 
-@pytest.mark.parametrize(
-    "name", ["sasrec_features", "fdsa", "feature_knn", "ant", "unisrec", "vbpr", "duif", "amr"]
-)
+def test_what_hardly_varies_is_not_moved(toy_info: DatasetInfo) -> None:
+    """One long direction, and others that whitening takes for none: the way back must not blow them up."""
+    text = torch.randn(ITEMS + 1, 1) @ torch.randn(1, 128) + torch.randn(ITEMS + 1, 128) * 1e-4
+    text[toy_info.missing["text"]] = 0
+    info = replace(toy_info, features={**toy_info.features, "text": text})
+    config = registry.configure("ant", {"modalities": ["text"]}, "model")
+    target = surface(registry.build("ant", config, info), "text")
+    assert torch.linalg.matrix_rank(target.values.double(), rtol=1e-4) == 1
+    delta = Ball.around(target, 0.2, "l2", "row").random(target.values, generator(0, "x"))
+    moved = target.moved(delta)["features_text"] - target.whole
+    assert 0.01 < moved.norm(dim=1).max() / target.whole.norm(dim=1).mean() < 1
+
+
+@pytest.mark.parametrize("name", CONTENT)
 def test_content_is_attacked_where_it_is_white(name: str, toy_info: DatasetInfo) -> None:
     """Whichever way a method keeps it: no direction is worth more of a budget than another."""
     text = toy_info.features["text"] * torch.logspace(-0.5, 0.5, 12)

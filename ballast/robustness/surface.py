@@ -22,6 +22,9 @@ from ballast.data.sequences import Batch
 from ballast.errors import BallastError
 from ballast.models.method import Method
 
+# Share of the largest scale of a whitening; what `whitening.fit` keeps has more.
+NO_VARIANCE = 1e-4
+
 _COLUMNS = re.compile(r"(?P<tensor>[\w.]+)(?:\[(?P<first>\d+):(?P<last>\d+)\])?")
 
 
@@ -114,8 +117,8 @@ def surface(method: Method, name: str) -> Surface:
     if name in getattr(method, "raw_surfaces", ()):
         white = whitening.fit(values, ~is_real)
         values = white.apply(values, ~is_real)
-        # Directions without variance have no way back: whitening does not see them.
-        back = torch.linalg.pinv(white.matrix.double(), hermitian=True).to(values.dtype)
+        # Directions without variance have no way back: whitening does not see them, but for rounding.
+        back = torch.linalg.pinv(white.matrix.double(), hermitian=True, rtol=NO_VARIANCE).to(values.dtype)
     unit = float(values[is_real].double().norm(dim=1).mean()) if bool(is_real.any()) else 0.0
     return Surface(name, tensor, columns, values, is_real, unit, whole, back)
 
