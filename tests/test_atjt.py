@@ -1,5 +1,6 @@
 """ATJT: what is replaced, who judges whom, and which way the weights push."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,30 @@ def test_what_is_replaced(replacement: str, replaced: int, toy_info: DatasetInfo
             assert all(1 <= item <= ITEMS for item in new)
         places |= {tuple(place) for place in changed.nonzero().tolist()}
     assert len(places) == int((HISTORY != 0).sum())  # every item's turn comes, in each row by itself
+
+
+def test_each_sequence_has_replacements_of_its_own(toy_info: DatasetInfo) -> None:
+    """The release draws one place and one item for a whole batch."""
+    model = built(toy_info)
+    history, target = HISTORY[:1].repeat(40, 1), TARGET[:1].repeat(40)
+    spoilt = model.spoilt(history, target, torch.Generator().manual_seed(0))
+    rows, columns = (spoilt != history).nonzero(as_tuple=True)
+    assert rows.tolist() == list(range(40))
+    assert len(columns.unique()) == int((HISTORY[0] != 0).sum())
+    assert len(spoilt[rows, columns].unique()) > 10
+
+
+def test_a_training_step_weighs_a_user_by_the_model_that_never_saw_it(toy_info: DatasetInfo) -> None:
+    model = built(toy_info, kappa=0.0)
+    given = batch()
+    for half in (0, 1):
+        model.zero_grad()
+        own = replace(given, user_id=given.user_id * 2 + half)
+        model.training_step(own, torch.Generator().manual_seed(0))["loss"].backward()
+        asked = [
+            any(p.grad is not None and p.grad.any() for p in one.parameters()) for one in model.noise_models
+        ]
+        assert asked == [half == 1, half == 0]
 
 
 def test_a_half_is_judged_by_the_model_trained_on_the_other(toy_info: DatasetInfo) -> None:

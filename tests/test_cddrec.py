@@ -15,6 +15,8 @@ from ballast.models import registry
 from ballast.models.method import DatasetInfo
 from ballast.models.views import View
 from ballast.reproducibility import seed_dropout
+from ballast.robustness.objective import Objective, Sample
+from ballast.robustness.surface import surface
 
 SMALL = {"dim": 8, "max_len": 10, "heads": 2, "steps": 4, "dropout": 0.0}
 ENCODER = {"name": "sasrec", "layers": 1, "heads": 2}
@@ -276,6 +278,45 @@ def test_a_later_item(settings: dict[str, Any], leaks: bool, toy_info: DatasetIn
     before, after = means(model, histories([3, 4, 5, 6])), means(model, histories([3, 4, 5, 20]))
     assert torch.equal(before[:, -4:-1], after[:, -4:-1]) != leaks
     assert not torch.allclose(before[:, -1], after[:, -1])
+
+
+@pytest.mark.parametrize(("mask", "leaks"), [("causal", False), ("none", True)])
+def test_a_later_item_in_training_on_noised_items(mask: str, leaks: bool, toy_info: DatasetInfo) -> None:
+    """With full conditioning a position is shown its own noised target, and of the rest the past alone."""
+    model = built(toy_info, **FULL, decoder_mask=mask).eval()
+    table = torch.cat([model.items.weight, model.mask])
+    noise = torch.randn(4, 4, 8, generator=seeded(), dtype=torch.float64)
+    found = []
+    for last in (6, 20):
+        history = histories([3, 4, 5, last]).history
+        place = history.flatten().nonzero()[:, 0]
+        view = View(history, place, place, torch.ones(4))
+        with torch.no_grad():
+            found.append(model._estimates(view, table, table[[4, 5, last, 9]], noise))  # (T, 4, D)
+    is_same = [torch.equal(found[0][:, place], found[1][:, place]) for place in range(4)]
+    assert is_same == ([False] * 4 if leaks else [True, True, False, False])
+
+
+@pytest.mark.parametrize("settings", [FULL, {"inference_noise": True}])
+def test_an_attack_sees_through_what_is_drawn(settings: dict[str, Any], toy_info: DatasetInfo) -> None:
+    """The gradient of the mean gain over draws is that mean's slope: the chain hides nothing from it."""
+    model = built(toy_info, **settings).eval()
+    store = make_store(walk(12))
+    sample = Sample.of(store, torch.arange(1, 13), model, ITEMS)
+    target = surface(model, "items")
+    objective = Objective(model, sample, target, draws=4)
+    zero = torch.zeros_like(target.values)
+    gradient = objective.at(zero).gradient
+    assert gradient is not None
+    assert objective.draws == 4
+    towards = gradient / gradient.norm()
+    step = 1e-3 * target.unit
+    up, down = (objective.at(sign * step * towards, with_gradient=False).gain for sign in (1, -1))
+    assert (up - down) / (2 * step) == pytest.approx(float(gradient.norm()), rel=0.02)
+    # Of one draw alone it is another: what is attacked is the mean.
+    once = Objective(model, sample, target, draws=1).at(zero).gradient
+    assert once is not None
+    assert not torch.allclose(once, gradient, rtol=0.01)
 
 
 def test_noise_at_inference(toy_info: DatasetInfo) -> None:
