@@ -12,7 +12,7 @@ from ballast.errors import BallastError
 from ballast.models import registry
 from ballast.models.method import DatasetInfo, Method
 from ballast.reproducibility import seed_dropout
-from ballast.robustness.missing import drop, dropped_items
+from ballast.robustness.missing import drop, dropped_items, losable
 from ballast.robustness.surface import Overridden, call_with
 
 SHARES = (0.0, 0.1, 0.2, 0.5, 1.0)
@@ -103,6 +103,25 @@ def test_content_kept_as_it_came_is_zero_too(toy_info: DatasetInfo) -> None:
     dropped = drop(raw, "text", 1.0, 0)
     assert not dropped.overrides["features_text"].any()
     assert not call_with(raw, "item_table", dropped.overrides).any()
+
+
+def test_codes_of_what_is_missing_are_not_read(toy_info: DatasetInfo) -> None:
+    """VQ-Rec reads no features that an attack could change, and yet an item may lose its text."""
+    settings = {"groups": 4, "codes": 8, "max_len": 10}
+    method = registry.build("vqrec", registry.configure("vqrec", settings, "m"), toy_info).eval()
+    assert losable(method, ("text", "image", "price")) == ["text"]
+    assert not drop(method, "text", 0.0, 0).items.tolist()
+    dropped = drop(method, "text", 0.5, 0)
+    has = ~toy_info.missing["text"]
+    assert dropped.items.tolist() == dropped_items(has, "text", 0.5, 0).tolist()
+    assert dropped.size == pytest.approx(0.5, abs=0.02)
+    with torch.no_grad():
+        table, clean = call_with(method, "item_table", dropped.overrides), method.item_table()
+    kept = has.clone()
+    kept[dropped.items] = False
+    assert not table[~kept].any()
+    assert torch.equal(table[kept], clean[kept])
+    assert clean[dropped.items].any(dim=1).all()
 
 
 def test_mistakes_are_named(model: Method) -> None:

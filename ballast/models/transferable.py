@@ -56,6 +56,7 @@ class TransferableMethod(SequentialMethod):
             self.register_buffer(f"features_{name}", data.features[name].float())
             # (I, 1), 1 where the modality is there: what is missing adds nothing, not what zeros map to.
             self.register_buffer(f"is_known_{name}", (~data.missing[name]).float()[:, None])
+        self.missing_marks = {name: (f"is_known_{name}", 0.0) for name in config.modalities}
         self.build_items(data)
         positions = "backbone.positions"
         encoder = [key for key in self.state_dict() if key.startswith("backbone.") and key != positions]
@@ -147,7 +148,6 @@ class ExpertMethod(TransferableMethod):
         self.surfaces = {**self.surfaces, **content}  # type: ignore[misc]
         # As they came, not whitened: an attack has to know (`ballast.robustness.surface`).
         self.raw_surfaces = frozenset(content)
-        self.missing_marks = {name: (f"is_known_{name}", 0.0) for name in config.modalities}
         for name in config.modalities if config.is_scaled else ():
             self.register_buffer(f"scale_{name}", _inverse_size(data.features[name], ~data.missing[name]))
         self.experts = nn.ModuleDict(
