@@ -295,11 +295,17 @@ class ReportParams(Strict):
     seed: int = 0
     baseline: str = "sasrec"
     versus: list[tuple[str, str]] = field(default_factory=list)
-    """Pairs of methods whose accuracy, and whose losses under attack, are tested: declared, not picked."""
+    """Pairs of methods whose accuracy, and whose losses under attack and noise, are tested: declared, not
+    picked."""
     scratch: dict[str, str] = field(default_factory=dict)
     """Adapted methods, each with the same method without pre-training: their difference is the transfer."""
     claims: list[ClaimParams] = field(default_factory=list)
     calibration: list[dict[str, Any]] = field(default_factory=list)
+
+    def declared_pairs(self) -> list[tuple[str, str]]:
+        """All pairs that are named before anything was measured: under versus, in claims and in scratch."""
+        claimed = [pair for claim in self.claims for pair in claim.pairs]
+        return list(dict.fromkeys([*self.versus, *claimed, *self.scratch.items()]))
 
 
 @dataclass(frozen=True, kw_only=True)

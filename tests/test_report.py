@@ -142,6 +142,10 @@ def write_cell(folder, params, dataset, method, users, strength, is_fixed):
             "spectrum": [1.0, 0.5, 0.5 * strength],
             **dict.fromkeys(results.COLLAPSE, 0.25),
             "effective_rank": 1.5,
+            **{
+                f"{measure}_by_popularity": [0.1, 0.2, 0.3, 0.4, 0.5]
+                for measure in ("mean_count", "cosine", "cosine_centred", "norm")
+            },
         }
         evaluate["degeneration"] = vectors
     key = {"dataset": dataset, "method": method}
@@ -398,7 +402,8 @@ def attack_rows(folder, cell):
     add("missing", "text", "share", 0.5, everyone, everyone["rank"], everyone["rank"] + 1)
     for place in (1, 2):  # a different number of users has met each item already
         new = own[own["user_id"] > 10 * place]
-        add(f"push-{place}", "items", "l2", 0.5, new, 50, np.where(new["user_id"] % 2 == 0, 10, 11))
+        pushed = np.where(new["user_id"] % 2 == 0, 10, np.where(new["user_id"] % 5 == 0, 900, 11))
+        add(f"push-{place}", "items", "l2", 0.5, new, 40 + 10 * place, pushed)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -492,6 +497,8 @@ def test_exposure_of_pushed_items(attacked):
     assert set(frame["condition"]) == {"push"}
     assert (frame["clean"] == 0).all()
     assert frame["attacked"].tolist() == pytest.approx([0.5] * len(frame))
+    assert (frame["clean_place"] == 55).all()
+    assert frame["attacked_place"].between(10, 11).all()  # a few stay far behind
     assert frame["users"].tolist() == pytest.approx([ATTACKED_USERS - 15] * len(frame))
 
 
@@ -523,39 +530,120 @@ def test_the_answer_is_told_where_somebody_stands(kept, said):
     assert "warn" not in sentence
 
 
-def told_of(kept, flags=(), others=(), norms=("l2",)):
+def told_of(kept, flags=(), others=()):
     """Sentences on PGD of item vectors, which leaves B the shares `kept` and A half of them."""
     rows = [
-        {"dataset": "toys", "method": method, "condition": condition, "surface": "items", "norm": norm}
+        {"dataset": "toys", "method": method, "condition": condition, "surface": "items"}
+        | {"norm": "linf" if condition in ("fgsm", "pgd-linf") else "l2"}
         | {"budget": budget, "relative": share * factor, "ndcg@10": 0.1 * share * factor}
-        | {"clean_ndcg@10": 0.1, "users": 100}
-        for norm in norms
+        | {"clean_ndcg@10": 0.1, "users": 100, "size": budget}
         for condition, method, factor in (("pgd", "a", 0.5), ("pgd", "b", 1.0), *others)
         for budget, share in zip((0.1, 0.2, 0.5), kept, strict=True)
     ]
     names = ["dataset", "method", "flag", "about"]
     said = pd.DataFrame([("toys", *flag) for flag in flags], columns=names)
-    attacks = {
-        name: AttackParams(attack={"name": name.partition("-")[0], **more}, budgets=[0.1], surfaces=["items"])
-        for name, more in {"pgd": {}, "fgm": {}, "random": {}, "pgd-table": {"scope": "table"}}.items()
-    }
-    found = SimpleNamespace(attacks=pd.DataFrame(rows), flags=said)
-    return answers._threatened(found, RobustnessParams(attacks=attacks), "toys", {"a": "A", "b": "B"})
+    settings = RobustnessParams(attacks=ATTACKS)
+    found = SimpleNamespace(attacks=threats.named(pd.DataFrame(rows), settings), flags=said)
+    return answers._threatened(found, settings, "toys", {"a": "A", "b": "B"})
 
 
-def test_two_norms_are_two_threats():
-    frame = told_of((0.9, 0.8, 0.7), norms=("l2", "linf"))
-    assert [sentence.partition(" at ")[0] for sentence in frame] == [
-        "With items attacked (by the length of a row)",
-        "With items attacked (by its entries)",
+ATTACKS = {
+    name: AttackParams(attack={"name": name.partition("-")[0], **more}, budgets=[0.1], surfaces=["items"])
+    for name, more in {
+        "pgd": {},
+        "fgm": {},
+        "fgsm": {},  # whose norm is linf of itself
+        "random": {},
+        "pgd-table": {"scope": "table"},
+        "pgd-linf": {"norm": "linf"},
+        "pixels-strong": {},
+    }.items()
+}
+
+
+def test_two_norms_are_two_threats_and_a_whole_table_a_third():
+    others = [(name, method, 1) for name in ("fgsm", "pgd-linf", "pgd-table") for method in ("a", "b")]
+    assert [sentence.partition(" at ")[0] for sentence in told_of((0.9, 0.8, 0.7), others=others)] == [
+        "With items attacked",
+        "With items attacked (linf)",
+        "With items attacked as one table",
     ]
 
 
-def test_the_answer_is_about_the_attack_that_leaves_least():
-    (sentence,) = told_of(
-        (0.9, 0.8, 0.7), others=[("fgm", "b", 0.4), ("random", "a", 0), ("pgd-table", "a", 0)]
+def test_threats_do_not_depend_on_what_params_call_an_attack():
+    settings = RobustnessParams(attacks=ATTACKS)
+    assert threats.threat("pixels-strong", "image", "linf", settings) == "pixels attacked"
+    assert threats.attack_name("pixels-strong", settings) == "pixels"
+    assert threats.threat("missing", "image", "share", settings) == "image missing"
+    assert threats.threat("replace-last", "history", "share", settings) == "history: replace, last"
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ([("fgm", "b", 0.4), ("pgd-table", "a", 0)], "A has the highest NDCG@10 left of 2 methods, 0.0350"),
+        # A direction at random that does more than a gradient is what counts.
+        ([("random", "b", 0.4)], "A has the highest NDCG@10 left of 2 methods, 0.0350"),
+        ([("random", "b", 0.6)], "B has the highest NDCG@10 left of 2 methods, 0.0420"),
+    ],
+)
+def test_the_answer_is_about_the_attack_that_leaves_least(others, said):
+    (sentence,) = told_of((0.9, 0.8, 0.7), others=others)
+    assert said in sentence
+
+
+def test_what_each_method_keeps_of_each_threat(attacked):
+    frame = table(attacked, "withstands").set_index(["dataset", "method", "threat"])["area"]
+    left = (
+        table(attacked, "attacks")
+        .set_index(["dataset", "method", "condition", "budget"])["relative"]
+        .sort_index()
     )
-    assert "A has the highest NDCG@10 left of 2 methods, 0.0350 of 0.1000 clean" in sentence
+    budgets = list(left.loc[("toys", "sasrec", "pgd")].index)
+    least = [min(left.loc[("toys", "sasrec", c, b)] for c in ("pgd", "random")) for b in budgets]
+    assert frame.loc[("toys", "sasrec", "items attacked")] == pytest.approx(np.mean(least))
+    assert frame.loc[("toys", "sasrec", "text missing")] == pytest.approx(
+        left.loc[("toys", "sasrec", "missing", 0.5)]
+    )
+    histories = table(attacked, "robustness")
+    own = histories[(histories["dataset"] == "toys") & (histories["method"] == "sasrec")]
+    own = own[(own["condition"] == "insert") & (own["budget"] > 0)]
+    assert frame.loc[("toys", "sasrec", "history: insert")] == pytest.approx(own["relative"].mean())
+    tex = (attacked / "reports/tables/withstands.tex").read_text()
+    assert "POPULARITY" not in tex  # which reads no history, and has nothing else to attack
+
+
+def test_what_is_kept_of_histories_and_content_is_tested(attacked, study):
+    frame = table(attacked, "kept_tests")
+    frame = frame[frame["dataset"] == "toys"]
+    assert set(frame["condition"]) == {"insert", "shuffle", "missing"}
+    pairs = set(zip(frame["method_a"], frame["method_b"], strict=True))
+    assert pairs == {("item-knn", "sasrec"), ("sasrec", "item-knn")}  # popularity reads no history
+    histories = (
+        table(attacked, "robustness").set_index(["dataset", "method", "condition", "budget"]).sort_index()
+    )
+    row = frame[(frame["condition"] == "shuffle") & (frame["method_a"] == "sasrec")].iloc[-1]
+    for name, side in (("sasrec", "mean_a"), ("item-knn", "mean_b")):
+        kept = histories["relative"].loc[("toys", name, "shuffle", round(row["budget"], 6))]
+        assert row[side] == pytest.approx(kept)
+    (row,) = frame[(frame["condition"] == "missing") & (frame["method_a"] == "sasrec")].to_dict("records")
+    left = table(attacked, "attacks").set_index(["dataset", "method", "condition"]).sort_index()["relative"]
+    assert row["mean_a"] == pytest.approx(left.loc[("toys", "sasrec", "missing")])
+    assert not (study / "reports/tables/kept_tests.csv").exists()  # which declares no pair
+
+
+def test_a_surface_without_content_is_no_threat():
+    """Items without prices lose none: nobody withstands that."""
+    rows = pd.DataFrame(
+        [
+            {"surface": surface, "size": size, "seed": 0, "user_id": 1, "rank": 1, "clean_rank": 1}
+            | {"dataset": "toys", "method": "a", "condition": "missing", "norm": "share", "budget": 0.5}
+            for surface, size in (("price", 0.0), ("text", 0.5))
+        ]
+    )
+    cell = evidence.Cell("toys", "a", rows, rows, {}, {}, {})
+    found = threats.tables([cell], RobustnessParams(attacks=ATTACKS))["missing"]["a"]
+    assert set(found["surface"]) == {"text"}
 
 
 @pytest.mark.parametrize(
@@ -565,6 +653,8 @@ def test_the_answer_is_about_the_attack_that_leaves_least():
         ("b", "pgd on items, l2, row, rank at 0.1", False),  # told at another budget
         ("b", "pgd on items, l2, row, rank, promoting 7 at 0.5", False),
         ("b", "pgd on image, l2, row, rank at 0.5", False),
+        ("b", "pgd on items, l2, table, rank at 0.5", False),
+        ("b", "pgd on items, linf, row, rank at 0.5", False),
         ("b", "items, l2, row", True),  # its gradient
         ("b", "NextItem", True),  # its scores
         ("a", "pgd on items, l2, row, rank at 0.5", False),  # not the method that is named
@@ -613,6 +703,9 @@ def test_what_keeps_nothing_has_no_area():
 
 def test_attacks_have_their_figures_and_metrics(attacked, study):
     names = ["threat-items-attacked", "frontier-items-attacked", "threat-text-missing", "frontier-history"]
+    names += ["degeneration-robustness"]
+    frame = pd.read_csv(attacked / "reports/figures/degeneration-robustness.csv")
+    assert (frame["users"] == ATTACKED_USERS).all()
     for name in names:
         assert (attacked / f"reports/figures/{name}.png").stat().st_size > 5000
         assert not (study / f"reports/figures/{name}.png").exists()
@@ -678,6 +771,10 @@ def test_what_weights_know_of_noise(richer):
     figure = pd.read_csv(richer / "reports/figures/noise.csv")
     assert figure[["dataset", "noisy_dataset"]].to_numpy().tolist() == [["toys", "toys"], ["toys", "shop"]]
     assert "(n = 115 users)" in (richer / "reports/index.html").read_text()
+    thirds = pd.read_csv(richer / "reports/figures/noise-popularity.csv").set_index("dataset").loc["toys"]
+    assert thirds[["third", "auc"]].to_numpy().tolist() == [[0, 0.5], [1, 0.6], [2, 0.8]]
+    thirds = pd.read_csv(richer / "reports/figures/noise-length.csv").set_index("dataset").loc["toys"]
+    assert thirds["third"].tolist() == [0, 1]
 
 
 def test_noise_models_are_judged_where_the_truth_is_unknown(richer, stage, tmp_path, monkeypatch):
@@ -702,7 +799,9 @@ def test_noise_models_are_judged_where_the_truth_is_unknown(richer, stage, tmp_p
 def test_a_study_without_such_records_has_no_word_of_them(study, richer):
     found = [{str(path) for path in contents(folder / "reports")} for folder in (study, richer)]
     names = [f"tables/{name}.{kind}" for name in ("sampled", "noise") for kind in ("csv", "tex")]
-    assert found[1] - found[0] == {*names, *(f"figures/noise.{kind}" for kind in ("csv", "pdf", "png"))}
+    figures = ("noise", "noise-length", "noise-popularity")
+    names += [f"figures/{name}.{kind}" for name in figures for kind in ("csv", "pdf", "png")]
+    assert found[1] - found[0] == set(names)
     pages = [(folder / "reports/index.html").read_text() for folder in (study, richer)]
     for words in ("Against sampled negatives", "Do the weights know the noise?"):
         assert [words in page for page in pages] == [False, True]
@@ -846,7 +945,7 @@ def test_ids_on_the_page_are_unique(study):
 
 def test_latex_is_balanced(study):
     files = list((study / "reports/tables").glob("*.tex"))
-    assert len(files) == len(list((study / "reports/tables").glob("*.csv"))) == 11
+    assert len(files) == len(list((study / "reports/tables").glob("*.csv"))) == 12
     for path in files:
         text = path.read_text()
         assert text.count(r"\begin{") == text.count(r"\end{") == 2

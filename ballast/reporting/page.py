@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ballast.evaluation.metrics import HEADLINE
-from ballast.models.registry import method_class
 from ballast.params import Params, RobustnessParams
 from ballast.reporting import threats, variants
 from ballast.reporting.claims import Claim, declared_text
@@ -17,7 +15,8 @@ from ballast.reporting.plots import Look
 from ballast.reporting.results import Results
 from ballast.reporting.tables import Table, best_first
 
-_NORMS = {"l2": "by the length of a row", "linf": "by its entries", "share": "by share"}
+# Where pairs of methods are declared whose losses are tested.
+_PAIRS = ("report.versus", "report.claims", "report.scratch")
 
 # The share of its NDCG@10 that a method must keep to be said to stand.
 STANDS = 0.2
@@ -136,21 +135,29 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             [tables["sampled"]] if "sampled" in tables else [],
         ),
         Section(
+            "withstands",
+            "Which method withstands what?",
+            "Share of NDCG@10 kept under each threat, the worst attack of each, mean over budgets.",
+            ["robustness", "report"],
+            ["robustness"],
+            [tables["withstands"]] if "withstands" in tables else [],
+        ),
+        Section(
             "robustness",
             "Robustness to corrupted histories",
             "The test history is corrupted, the model not retrained: what share of NDCG@10 is left.",
             ["robustness", "report"],
-            ["robustness.kinds", "robustness.budgets", "robustness.users"],
+            ["robustness.kinds", "robustness.budgets", "robustness.users", *_PAIRS],
             [tables["robustness"]] if corrupted else [],
             corrupted,
-            [tables["budgets"]],
+            [tables[name] for name in ("kept_tests", "budgets") if name in tables],
         ),
         Section(
             "threats",
             "Attacks and missing content",
             "Item vectors and content are changed within a budget, or taken away: what is left of NDCG@10.",
             ["robustness", "report"],
-            ["robustness.attacks", "robustness.missing", "robustness.attack_users", "report.versus"],
+            ["robustness.attacks", "robustness.missing", "robustness.attack_users", *_PAIRS],
             [tables[name] for name in ("attacks", "loss_tests", "promotions") if name in tables],
             [drawing for name, drawing in figures.items() if name.startswith(("threat", "frontier"))],
             [tables["flags"]] if "flags" in tables else [],
@@ -180,7 +187,11 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             ["evaluate", "report"],
             ["methods"],
             [tables["degeneration"]] if "spectra" in figures else [],
-            [figures[name] for name in ("spectra", "degeneration") if name in figures],
+            [
+                figures[name]
+                for name in ("spectra", "degeneration", "degeneration-robustness", "degeneration-popularity")
+                if name in figures
+            ],
         ),
         Section(
             "noise",
@@ -189,7 +200,7 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             ["preprocess", "train", "evaluate", "report"],
             ["datasets.*.noise", "methods.*.model"],
             [tables["noise"]] if "noise" in tables else [],
-            [figures["noise"]] if "noise" in figures else [],
+            [figures[name] for name in ("noise", "noise-length", "noise-popularity") if name in figures],
         ),
         Section(
             "tuning",
@@ -224,9 +235,7 @@ def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answe
     """Sentences made from the tests: better and worse are said only where a test holds."""
     labels = {name: block.label for name, block in params.all_methods().items()}
     trained = set(results.cost.loc[results.cost["epochs"] > 0, "method"])
-    readers = trained - {
-        name for name, block in params.all_methods().items() if method_class(block.method).learns_users
-    }
+    readers = trained - threats.deaf(params)
     found = []
     for dataset, rows in best_first(results.accuracy).groupby("dataset", sort=False):
         name = str(dataset)
@@ -329,14 +338,12 @@ def _threatened(
 
     Told at the largest budget at which anybody stands: beyond it, who has a little more left is chance.
     """
-    frame = threats.worst(results.attacks[results.attacks["dataset"] == dataset], settings)
+    frame = threats.worst(results.attacks[results.attacks["dataset"] == dataset])
     flags = results.flags[results.flags["dataset"] == dataset]
     sentences = []
-    norms: dict[Any, int] = frame.groupby("threat")["norm"].nunique().to_dict()
-    for (name, norm), rows in frame.groupby(["threat", "norm"], sort=False):
+    for threat, rows in frame.groupby("threat", sort=False):
         if rows["method"].nunique() < 2:
             continue
-        threat = f"{name} ({_NORMS[str(norm)]})" if norms[name] > 1 else str(name)
         best = rows.groupby("budget")["relative"].max()
         told = best[best >= STANDS].index.max()
         if pd.isna(told):
@@ -354,7 +361,9 @@ def _threatened(
         )
         if told < best.index.max():
             sentence += f"; at more than that, nobody keeps {100 * STANDS:.0f} %"
-        where = (str(most["condition"]), str(most["surface"]), float(told))
+        scope = "table" if str(threat).endswith(threats.WHOLE) else "row"
+        place = f"{most['surface']}, {most['norm']}, {scope}"
+        where = (threats.attack_name(most["condition"], settings), place, float(told))
         is_near = [threats.concerns(about, *where) for about in flags["about"]]
         warned = set(flags.loc[is_near, "method"]) if most["condition"] != threats.MISSING else set()
         named = dict.fromkeys(row["method"] for row in (most, steady) if row["method"] in warned)

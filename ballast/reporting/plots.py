@@ -156,24 +156,27 @@ def robustness(
 def threat(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
     """NDCG@10 relative to clean by budget, random directions dotted, a panel a dataset.
 
-    frame: rows of Results.attacks of one surface and norm.
+    frame: rows of Results.attacks of one threat and norm, one a budget, and `is_random` where it is that of
+    random directions.
     """
-    unit = {"l2": "of the mean norm", "linf": "levels of 255", "share": "share of the items"}
+
+    def unit(rows: pd.DataFrame) -> str:
+        if rows["norm"].iloc[0] == "share":
+            return "share of the items"
+        return "levels of 255" if "pixels" in str(rows["threat"].iloc[0]) else "of the mean norm"
 
     def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
         ends = {}
-        for (method, condition), curve in rows.groupby(["method", "condition"], sort=False):
+        for (method, is_random), curve in rows.groupby(["method", "is_random"], sort=False):
             curve = curve.sort_values("budget")
             x, y = np.concatenate([[0.0], curve["budget"]]), np.concatenate([[1.0], curve["relative"]])
-            if condition == "random":
+            if is_random:
                 axis.plot(x, y, color=style[str(method)].colour, linestyle=":", linewidth=0.8)
             else:
                 ends[str(method)] = _draw(axis, x, y, style[str(method)], has_markers=True)
         axis.set_xticks(*_spaced([0.0, *sorted(rows["budget"].unique())]))
-        has_random = (rows["condition"] == "random").any()
-        axis.set_xlabel(
-            f"budget ({unit[str(rows['norm'].iloc[0])]})" + (", dotted: random" if has_random else "")
-        )
+        has_random = rows["is_random"].any()
+        axis.set_xlabel(f"budget ({unit(rows)})" + (", dotted: random" if has_random else ""))
         axis.set_ylabel("NDCG@10 / clean")
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
         return ends
@@ -406,16 +409,22 @@ def spectra(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str,
     return _curves(frame, style, titles, draw)
 
 
-def degeneration(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
-    """NDCG@10 by effective rank over dimension, a panel a dataset. Columns of Results.degeneration."""
+def degeneration(
+    frame: pd.DataFrame,
+    style: Mapping[str, Look],
+    titles: Mapping[str, str],
+    y: str = HEADLINE,
+    y_label: str = "NDCG@10, history masked",
+) -> Figure:
+    """A column by effective rank over dimension, a panel a dataset. Columns of Results.degeneration."""
 
     def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
         ends = {}
         for row in rows.to_dict("records"):
-            point = (np.array([row["rank_share"]]), np.array([row[HEADLINE]]))
+            point = (np.array([row["rank_share"]]), np.array([row[y]]))
             ends[str(row["method"])] = _draw(axis, *point, style[str(row["method"])], has_markers=True)
         axis.set_xlabel("effective rank / dimension")
-        axis.set_ylabel("NDCG@10, history masked")
+        axis.set_ylabel(y_label)
         axis.margins(0.15, 0.2)
         return ends
 

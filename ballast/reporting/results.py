@@ -57,14 +57,16 @@ class Results:
     seeds: a row a seed, every metric. accuracy: a row a method, means, sd, intervals. pairs: all paired
     tests. popularity: by bin of the target's training count. robustness: a row a condition and budget.
     area: a row a condition. training: a row an epoch. cost, datasets: one row each. degeneration: a row a
-    method that has item vectors, means over seeds. spectra: a row a singular value. tuning: a row a search.
+    method that has item vectors, means over seeds. collapse: a row a fifth of its items, rarest first.
+    spectra: a row a singular value. tuning: a row a search.
     crossed: a row a method, in a study that crosses backbones and losses (factorial.py). sampled: a row a
     method and sampled protocol. noise: a row a method that weighs its training sequences where the noise is
     known, `users` being those with a sequence. Both are means over seeds. attacks, promotions, loss_tests,
-    flags: see threats.py; empty where no attack is asked for. transfer: a row an adapted method, and
-    pretraining a row an epoch of what it started from (transfer.py). poisoning: a row a method trained with
-    fake users (poisoning.py). differences: a row a pair that `report.versus` declares (differences.py).
-    draws, chains, schedules: of diffusion models (chains.py).
+    flags, withstands: see threats.py; empty where no attack is asked for, but for withstands, which has
+    corrupted histories too. kept_tests: like loss_tests, of histories and missing content. transfer: a row
+    an adapted method, and pretraining a row an epoch of what it started from (transfer.py). poisoning: a row
+    a method trained with fake users (poisoning.py). differences: a row a pair that `report.versus` declares
+    (differences.py). draws, chains, schedules: of diffusion models (chains.py).
     """
 
     seeds: pd.DataFrame
@@ -77,6 +79,7 @@ class Results:
     cost: pd.DataFrame
     datasets: pd.DataFrame
     degeneration: pd.DataFrame
+    collapse: pd.DataFrame
     spectra: pd.DataFrame
     tuning: pd.DataFrame
     crossed: pd.DataFrame
@@ -86,6 +89,8 @@ class Results:
     promotions: pd.DataFrame
     loss_tests: pd.DataFrame
     flags: pd.DataFrame
+    withstands: pd.DataFrame
+    kept_tests: pd.DataFrame
     transfer: pd.DataFrame
     pretraining: pd.DataFrame
     poisoning: pd.DataFrame
@@ -108,6 +113,8 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         pd.concat(parts, ignore_index=True) for parts in zip(*per_dataset, strict=True)
     )
     accuracy, area = _accuracy(seeds).merge(intervals, on=KEYS), threats.area(robustness, ["condition"])
+    effects = poisoning.effects(evidence, draws, rng)
+    threatened = _threats(evidence, groups, draws, rng)
     return Results(
         seeds=seeds,
         accuracy=accuracy,
@@ -126,6 +133,7 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
             [{"dataset": name, **_plain(evidence.datasets[name])} for name in evidence.names()]
         ),
         degeneration=_degeneration(evidence, accuracy, area),
+        collapse=_collapse_bins(evidence),
         spectra=_spectra(evidence),
         tuning=_tuning(evidence),
         crossed=factorial.combinations(accuracy, evidence.params),
@@ -133,9 +141,11 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         noise=_noise(evidence),
         transfer=transfer.gains(evidence, pairs),
         pretraining=transfer.curves(evidence),
-        poisoning=poisoning.effects(evidence, draws, rng),
-        **_threats(evidence, groups, draws, rng),
+        poisoning=effects,
+        **threatened,
+        withstands=threats.withstands(robustness, threatened["attacks"], settings),
         differences=differences(evidence, draws, rng),
+        kept_tests=_kept_tests(evidence, groups, draws, rng),
         draws=chains.draws(evidence, accuracy),
         chains=chains.by_steps(evidence),
         schedules=chains.schedules(evidence),
@@ -172,17 +182,38 @@ def _threats(
 ) -> dict[str, pd.DataFrame]:
     """Frames of what is no corrupted history, by their names in Results; groups: of each dataset."""
     found: dict[str, list[pd.DataFrame]] = {"attacks": [], "promotions": [], "loss_tests": [], "flags": []}
+    settings = evidence.params.robustness
     for dataset, own in groups.items():
-        found["attacks"] += [threats.withstood(own[name], draws, rng) for name in ("attack", "missing")]
-        found["promotions"].append(threats.exposures(own["promotion"], evidence.params.robustness))
+        for name in ("attack", threats.MISSING):
+            found["attacks"].append(threats.named(threats.withstood(own[name], draws, rng), settings))
+        found["promotions"].append(threats.exposures(own["promotion"], settings))
         found["loss_tests"].append(
             threats.loss_tests(own["attack"], evidence.params, evidence.deterministic, draws, rng)
         )
         found["flags"].append(threats.flags(evidence.of(dataset)))
-    return {
-        name: pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
-        for name, frames in found.items()
-    }
+    return {name: _joined(frames) for name, frames in found.items()}
+
+
+def _kept_tests(
+    evidence: Evidence,
+    groups: dict[str, dict[str, dict[str, pd.DataFrame]]],
+    draws: int,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Tests of what declared pairs keep of corrupted histories, and without content: a family each.
+
+    Attacks have theirs apart: they are on fewer users.
+    """
+    deaf, frames = threats.deaf(evidence.params), []
+    for own in groups.values():
+        readers = {name: rows for name, rows in own[threats.HISTORY].items() if name not in deaf}
+        for parts in (readers, own[threats.MISSING]):
+            frames.append(threats.loss_tests(parts, evidence.params, evidence.deterministic, draws, rng))
+    return _joined(frames)
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
 
 def _seed_rows(cell: Cell) -> pd.DataFrame:
@@ -353,6 +384,26 @@ def _degeneration(evidence: Evidence, accuracy: pd.DataFrame, area: pd.DataFrame
     frame["rank_share"] = frame["effective_rank"] / frame["dim"]
     kept = area.groupby(KEYS, sort=False)["area"].mean().rename("robustness_area").reset_index()
     return frame.merge(accuracy[[*KEYS, HEADLINE, "users"]], on=KEYS).merge(kept, on=KEYS, how="left")
+
+
+def _collapse_bins(evidence: Evidence) -> pd.DataFrame:
+    """Cosines and norms of the item vectors by popularity, mean over seeds with their range."""
+    names = ("mean_count", "cosine", "cosine_centred", "norm")
+    parts = []
+    for cell in evidence.cells.values():
+        records = _collapse(cell)
+        if records:
+            seeds = {
+                name: np.array([record[f"{name}_by_popularity"] for record in records]) for name in names
+            }
+            columns = {name: values.mean(axis=0) for name, values in seeds.items()}  # (B,)
+            cosine = np.vstack([seeds["cosine_centred"], columns["cosine_centred"]])  # rounding moves a mean
+            spread = {"low": cosine.min(axis=0), "high": cosine.max(axis=0)}
+            keys = {"dataset": cell.dataset, "method": cell.method, "fifth": np.arange(len(columns["norm"]))}
+            items = evidence.datasets[cell.dataset]["items"]
+            parts.append(pd.DataFrame({**keys, "items": items, **columns, **spread}))
+    empty = pd.DataFrame(columns=[*KEYS, "fifth", "items", *names, "low", "high"])
+    return pd.concat(parts, ignore_index=True) if parts else empty
 
 
 def _spectra(evidence: Evidence) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """The report's figures, built from its results."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -76,6 +77,7 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         caption = f"{mark}NDCG@10 by the effective rank of the item vectors over their dimension."
         draw = partial(plots.degeneration, style=style, titles=titles)
         figures.append(StudyFigure("degeneration", results.degeneration, caption, draw))
+        figures += _collapsed(results, params, style, mark)
     if len(results.transfer):
         caption = (
             f"{mark}NDCG@10 of adapted methods over the same from scratch, less 1, with 95 % intervals over "
@@ -121,6 +123,7 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         )
         draw = partial(plots.noise, style=style, titles=_titles(params, frame))
         figures += [StudyFigure("noise", frame, caption, draw)] if len(frame) else []
+    figures += _noise_thirds(known, params, style, mark)
     if len(results.crossed):
         caption = f"{mark}NDCG@10 of each backbone under each loss, mean over seeds."
         figures.append(
@@ -131,6 +134,65 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
         draw = partial(plots.training, style=style, titles=titles)
         figures.append(StudyFigure("training", best_so_far(results.training), caption, draw))
     return figures
+
+
+def _collapsed(
+    results: Results, params: Params, style: Mapping[str, Look], mark: str
+) -> Iterator[StudyFigure]:
+    """Whether collapsed vectors are attacked more easily, and which items' vectors lie together."""
+    kept = results.withstands.rename(columns={"area": "kept"})
+    kept = kept[kept["threat"] == "items attacked"][["dataset", "method", "kept", "users"]]
+    frame = results.degeneration.drop(columns="users").merge(kept, on=["dataset", "method"])
+    if len(frame):
+        caption = (
+            f"{mark}Share of NDCG@10 kept under the worst attack on item vectors, mean over budgets, by the "
+            "effective rank of these vectors over their dimension."
+        )
+        y_label = "share kept under attack"
+        draw = partial(
+            plots.degeneration, style=style, titles=_titles(params, frame), y="kept", y_label=y_label
+        )
+        yield StudyFigure("degeneration-robustness", frame, caption, draw)
+    caption = (
+        f"{mark}Mean cosine of centred item vectors among items of like popularity, bars from the lowest to "
+        "the highest seed."
+    )
+    draw = partial(
+        plots.trend,
+        style=style,
+        titles=_titles(params, results.collapse, "items"),
+        x="fifth",
+        x_label="fifth of the items by training interactions",
+        x_names=("rarest", "2", "3", "4", "commonest"),
+        y="cosine_centred",
+        y_label="mean cosine, centred",
+    )
+    yield StudyFigure("degeneration-popularity", results.collapse, caption, draw)
+
+
+def _noise_thirds(
+    known: pd.DataFrame, params: Params, style: Mapping[str, Look], mark: str
+) -> Iterator[StudyFigure]:
+    """Whether weights know the noise of everybody, or only that of long or popular sequences."""
+    for name, of in {"length": "their length", "popularity": "popularity of their items"}.items():
+        columns = {f"auc_by_{name}_{third}": third - 1 for third in (1, 2, 3)}
+        keys = ["dataset", "method", "users"]
+        frame = known[[*keys, *columns]].melt(keys, None, "third", "auc").dropna()
+        frame["third"] = frame["third"].map(columns).astype(float)
+        if frame.empty:
+            continue
+        draw = partial(
+            plots.trend,
+            style=style,
+            titles=_titles(params, frame),
+            x="third",
+            x_label=f"third of the sequences by {of}",
+            x_names=("lowest", "middle", "highest"),
+            y="auc",
+            y_label="AUC of the weights (0.5: chance)",
+        )
+        caption = f"{mark}AUC of the weights for clean against noisy training sequences, by {of}."
+        yield StudyFigure(f"noise-{name}", frame.assign(low=frame["auc"], high=frame["auc"]), caption, draw)
 
 
 def _learning(
@@ -235,15 +297,17 @@ def _diffused(
 def _threats(results: Results, params: Params, style: Mapping[str, Look], mark: str) -> Iterator[StudyFigure]:
     """Curves under each threat, and who is on the frontier of accuracy and what is kept of it."""
     frame = results.attacks
-    drawn = frame[frame["condition"].isin([threats.WEAKEST, "pgd", threats.PIXELS, threats.MISSING])]
-    names = [threats.threat(c, s) for c, s in zip(drawn["condition"], drawn["surface"], strict=True)]
-    for name, rows in drawn.groupby(pd.Series(names, index=drawn.index, dtype=object), sort=False):
-        slug = str(name).replace(" ", "-")
-        caption = f"{mark}NDCG@10 relative to clean, by budget: {name}."
+    for name, rows in frame.groupby("threat", sort=False):
+        slug = re.sub(r"\W+", "-", str(name)).strip("-")
+        worst = threats.worst(rows)
+        kinds = rows["condition"].map(lambda key: threats.attack_name(key, params.robustness))
+        random = threats.worst(rows[kinds == threats.RANDOM]).assign(is_random=True)
+        drawn = pd.concat([worst.assign(is_random=False), random])
+        each = "" if (rows["condition"] == threats.MISSING).all() else ", the worst attack at each"
+        caption = f"{mark}NDCG@10 relative to clean, by budget: {name}{each}."
         draw = partial(plots.threat, style=style, titles=_titles(params, rows))
-        yield StudyFigure(f"threat-{slug}", rows, caption, draw)
-        worst = rows[rows["condition"] != threats.WEAKEST]
-        kept = threats.frontier(results.accuracy, threats.area(worst, ["condition"]))
+        yield StudyFigure(f"threat-{slug}", drawn, caption, draw)
+        kept = threats.frontier(results.accuracy, threats.area(worst, ["threat"]))
         caption = f"{mark}NDCG@10 against the share of it that is kept, mean over budgets: {name}."
         draw = partial(plots.frontier, style=style, titles=_titles(params, kept))
         yield StudyFigure(f"frontier-{slug}", kept, caption, draw)
@@ -254,10 +318,10 @@ def _threats(results: Results, params: Params, style: Mapping[str, Look], mark: 
         yield StudyFigure("frontier-history", kept, caption, draw)
 
 
-def _titles(params: Params, frame: pd.DataFrame) -> dict[str, str]:
+def _titles(params: Params, frame: pd.DataFrame, counted: str = "users") -> dict[str, str]:
     titles = {}
     for dataset, rows in frame.groupby("dataset", sort=False):
         block = params.datasets[str(dataset)]
         mark = "SIMULATED: " if block.is_simulated else ""
-        titles[str(dataset)] = f"{mark}{block.label} (n = {rows['users'].iloc[0]:,} users)"
+        titles[str(dataset)] = f"{mark}{block.label} (n = {rows[counted].iloc[0]:,} {counted})"
     return titles

@@ -42,7 +42,7 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
         tests(results, params, labels),
         popularity(results, labels, headings),
         robustness(results, params, labels, sampled),
-        *threat_tables.build(results, labels, headings),
+        *threat_tables.build(results, params, labels, headings),
         budgets(results, sampled),
         degeneration(results, labels, headings),
         *([sampled_protocols(results, labels, headings)] if len(results.sampled) else []),

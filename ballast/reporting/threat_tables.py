@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE
+from ballast.params import Params, RobustnessParams
 from ballast.reporting import threats
 from ballast.reporting.differences import shares
 from ballast.reporting.results import Results
@@ -25,30 +26,69 @@ from ballast.reporting.tables import (
 
 Labels = Mapping[str, str]
 
-# Conditions that are printed, as their columns are called.
-_NAMES = {"random": "random", "pgd": "PGD", threats.PIXELS: "PGD", threats.MISSING: "without"}
+# Left to the CSV where PGD searches the same balls with more steps.
+_SINGLE_STEP = ("fgm", "fgsm")
 
 
-def build(results: Results, labels: Labels, headings: Labels) -> list[Table]:
+def build(results: Results, params: Params, labels: Labels, headings: Labels) -> list[Table]:
     """Those that have something to say."""
-    frames = {attacks: "attacks", promotions: "promotions", loss_tests: "loss_tests", flags: "attacks"}
-    return [make(results, labels, headings) for make, name in frames.items() if len(getattr(results, name))]
+    settings = params.robustness
+    makers: dict[str, Callable[[], Table]] = {
+        "withstands": lambda: withstands(results, params, labels, headings),
+        "attacks": lambda: attacks(results, settings, labels, headings),
+        "promotions": lambda: promotions(results, labels, headings),
+        "loss_tests": lambda: loss_tests(results, settings, labels, headings),
+        "kept_tests": lambda: kept_tests(results, labels, headings),
+    }
+    found = [make() for name, make in makers.items() if len(getattr(results, name))]
+    return [*found, flags(results, labels, headings)] if len(results.attacks) else found
 
 
-def attacks(results: Results, labels: Labels, headings: Labels) -> Table:
-    """What is left of NDCG@10 under random and worst directions at every budget; the rest in the CSV."""
-    frame = results.attacks
-    shown = frame[frame["condition"].isin(_NAMES)]
-    records = cast(list[dict[str, Any]], shown.to_dict("records"))
-    shown = shown.assign(
-        threat=[threats.threat(row["condition"], row["surface"]) for row in records],
-        column=[f"{_NAMES[row['condition']]} {row['budget']:g}" for row in records],
-        kept=[_kept(row) for row in records],
+def withstands(results: Results, params: Params, labels: Labels, headings: Labels) -> Table:
+    """Method by threat; a method that reads no history has nothing to withstand there, or no row at all."""
+    frame = results.withstands
+    is_history = frame["threat"].str.startswith(f"{threats.HISTORY}:")
+    read = frame[~(is_history & frame["method"].isin(threats.deaf(params)))]
+    wide = read.pivot(index=["dataset", "method"], columns="threat", values="area").reset_index()
+    wide = results.accuracy[["dataset", "method", HEADLINE]].merge(wide, on=["dataset", "method"])
+    columns = [
+        Column("Method", labelled(labels), is_number=False),
+        Column("NDCG@10", number(HEADLINE), best=HEADLINE),
+        *(
+            Column(name.removeprefix(f"{threats.HISTORY}: "), percent(name, digits=0), best=name)
+            for name in frame["threat"].drop_duplicates()
+        ),
+    ]
+    note = (
+        "Share of the clean NDCG@10 that is left, mean over the budgets tested; where several attacks have a "
+        "budget in common, of the worst of them at each. First the changes of histories. Bold: the largest "
+        "share, which is no test and may be of little (see NDCG@10); a dash: nothing to attack there, "
+        "histories are not read, or nothing was ranked among 10 to begin with. Budgets and users are the "
+        "same for every method, and differ between threats: compare within a column."
     )
+    return Table(
+        "withstands",
+        "What each method keeps under each threat",
+        frame,
+        columns,
+        note,
+        headings=headings,
+        shown=best_first(wide),
+    )
+
+
+def attacks(results: Results, settings: RobustnessParams, labels: Labels, headings: Labels) -> Table:
+    """What is left of NDCG@10 under random and the worst directions at every budget; the rest in the CSV."""
+    frame = results.attacks
+    kinds = frame["condition"].map(lambda key: threats.attack_name(key, settings))
+    parts = {"random": threats.worst(frame[kinds == threats.RANDOM]), "worst": threats.worst(frame)}
+    shown = pd.concat(rows.sort_values("budget").assign(role=role) for role, rows in parts.items())
+    records = cast(list[dict[str, Any]], shown.to_dict("records"))
+    shown = shown.assign(column=[_column(row) for row in records], kept=[_kept(row) for row in records])
     keys = ["dataset", "threat", "method"]
     wide = shown.pivot(index=keys, columns="column", values="kept").reset_index()
     wide = wide.merge(shown.drop_duplicates(keys)[[*keys, f"clean_{HEADLINE}", "users"]], on=keys)
-    places = shown[keys[:2]].drop_duplicates().reset_index(drop=True).reset_index(names="block_place")
+    places = frame[keys[:2]].drop_duplicates().reset_index(drop=True).reset_index(names="block_place")
     wide = wide.merge(places, on=keys[:2]).merge(_order(results), on=["dataset", "method"])
     wide = wide.sort_values(["block_place", "place"])
     wide["block"] = [f"{headings[d]} · {t}" for d, t in zip(wide["dataset"], wide["threat"], strict=True)]
@@ -62,9 +102,15 @@ def attacks(results: Results, labels: Labels, headings: Labels) -> Table:
         "Share of the clean NDCG@10 left, with its 95 % bootstrap interval over users; the same users "
         "and budgets for every method. Budgets are in units of the mean norm of the surface's rows; of "
         "pixels in levels of 255, of missing content in shares of the items. Random: a direction at "
-        "random. PGD: the worst one found. Warnings about an attack are in the table of checks."
+        "random. Worst: of all attacks the one that leaves least. (linf): every entry by itself, as far as "
+        "would be a row's share if all moved. Warnings about an attack are in the table of checks."
     )
     return Table("attacks", "Attacks and missing content", frame, columns, note, "block", shown=wide)
+
+
+def _column(row: Row) -> str:
+    role = "without" if row["condition"] == threats.MISSING else row["role"]
+    return f"{role} {row['budget']:g}"
 
 
 def _order(results: Results) -> pd.DataFrame:
@@ -95,25 +141,61 @@ def promotions(results: Results, labels: Labels, headings: Labels) -> Table:
         Column("Method", labelled(labels), is_number=False),
         Column("Exposure@10, clean", percent("clean")),
         Column("Attacked", percent("attacked")),
+        Column("Median place, clean", number("clean_place", 0)),
+        Column("Median place, attacked", number("attacked_place", 0)),
         Column("Users", number("users", 0)),
     ]
     note = (
         "Share of the users who have not met an item and get it into their first 10 places, before and after "
-        "its own content or vector was changed to push it; mean over the items pushed and seeds."
+        "its own content or vector was changed to push it, and its median place among them; means over the "
+        "items pushed and seeds."
     )
     return Table(
         "promotions", "Items pushed by an attacker", results.promotions, columns, note, "block", shown=shown
     )
 
 
-def loss_tests(results: Results, labels: Labels, headings: Labels) -> Table:
-    """Whether one method of a declared pair keeps more than the other; PGD and random in print."""
+def loss_tests(results: Results, settings: RobustnessParams, labels: Labels, headings: Labels) -> Table:
+    """Whether one method of a declared pair keeps more under attack than the other; the stronger in print."""
     frame = results.loss_tests
-    shown = frame[frame["condition"].isin(_NAMES)]
-    pairs = zip(shown["dataset"], shown["method_a"], shown["method_b"], strict=True)
-    shown = shown.assign(block=[f"{headings[d]} · {labels[a]} against {labels[b]}" for d, a, b in pairs])
-    columns = [
-        Column("Attack", text("condition"), is_number=False),
+    kinds = frame["condition"].map(lambda key: threats.attack_name(key, settings))
+    note = (
+        "Share of the clean NDCG@10 kept under attack; better: keeps more. Differences and intervals in "
+        "points of a hundred, over the users attacked and the seeds. p adjusted by Holm over all pairs, "
+        "attacks and budgets of a dataset. A loss in NDCG@10 itself would favour who has less to lose. FGM "
+        "and FGSM are in the CSV alone where PGD stands beside them."
+    )
+    is_left_out = kinds.isin(_SINGLE_STEP if "pgd" in set(kinds) else ())
+    shown = _of_pairs(frame[~is_left_out], labels, headings)
+    columns = [Column("Attack", text("condition"), is_number=False), *_test_columns()]
+    return Table(
+        "loss_tests", "Paired tests of what is kept under attack", frame, columns, note, "block", shown=shown
+    )
+
+
+def kept_tests(results: Results, labels: Labels, headings: Labels) -> Table:
+    """The same of corrupted histories and missing content."""
+    frame = results.kept_tests
+    note = (
+        "Share of the clean NDCG@10 kept; better: keeps more. Differences and intervals in points of a "
+        "hundred, over users and seeds. p adjusted by Holm over all pairs, conditions and budgets of a "
+        "dataset, those of histories and of missing content apart. The largest budget in print."
+    )
+    keys = ["dataset", "method_a", "method_b", "condition", "surface"]
+    largest = frame[frame["budget"] == frame.groupby(keys)["budget"].transform("max")]
+    columns = [Column("Change", text("condition"), is_number=False), *_test_columns()]
+    title = "Paired tests of what is kept of corrupted histories and without content"
+    shown = _of_pairs(largest, labels, headings)
+    return Table("kept_tests", title, frame, columns, note, "block", shown=shown)
+
+
+def _of_pairs(frame: pd.DataFrame, labels: Labels, headings: Labels) -> pd.DataFrame:
+    pairs = zip(frame["dataset"], frame["method_a"], frame["method_b"], strict=True)
+    return frame.assign(block=[f"{headings[d]} · {labels[a]} against {labels[b]}" for d, a, b in pairs])
+
+
+def _test_columns() -> list[Column]:
+    return [
         Column("Surface", text("surface"), is_number=False),
         Column("Budget", number("budget", 2)),
         Column("Keeps", percent("mean_a")),
@@ -124,14 +206,6 @@ def loss_tests(results: Results, labels: Labels, headings: Labels) -> Table:
         Column("Adjusted p", p_value("p_holm")),
         Column("Verdict", text("verdict"), is_number=False),
     ]
-    note = (
-        "Share of the clean NDCG@10 kept under attack; better: keeps more. Differences and intervals in "
-        "points of a hundred, over the users attacked and the seeds. p adjusted by Holm over all pairs, "
-        "attacks and budgets of a dataset. A loss in NDCG@10 itself would favour who has less to lose."
-    )
-    return Table(
-        "loss_tests", "Paired tests of what is kept under attack", frame, columns, note, "block", shown=shown
-    )
 
 
 def flags(results: Results, labels: Labels, headings: Labels) -> Table:

@@ -12,6 +12,7 @@ import pandas as pd
 from ballast.evaluation import metrics
 from ballast.evaluation.metrics import HEADLINE
 from ballast.evaluation.statistics import Scores, bootstrap_means, compare, judge, percentile_interval
+from ballast.models.registry import method_class
 from ballast.params import Params, RobustnessParams
 from ballast.reporting.evidence import Cell
 from ballast.robustness.summary import exposure
@@ -22,7 +23,8 @@ CURVE = ["condition", "surface", "norm", "budget"]
 HISTORY = "history"
 MISSING = "missing"
 PIXELS = "pixels"
-WEAKEST = "random"
+RANDOM = "random"
+WHOLE = " as one table"
 
 
 def promotions(settings: RobustnessParams) -> dict[str, str]:
@@ -31,17 +33,48 @@ def promotions(settings: RobustnessParams) -> dict[str, str]:
     return {f"{name}-{place + 1}": name for name in names for place in range(settings.pushed)}
 
 
-def threat(condition: str, surface: str) -> str:
-    """What a reader calls it; attacks on one surface share the name."""
+def deaf(params: Params) -> set[str]:
+    """Methods that rank by a user's own vector, or alike for all: histories change nothing for them."""
+    return {
+        name
+        for name, block in params.all_methods().items()
+        if block.method == "popularity" or method_class(block.method).learns_users
+    }
+
+
+def attack_name(condition: str, settings: RobustnessParams) -> str:
+    """The attack behind a condition, whatever params.yaml calls it; of what is no attack, its own name."""
+    block = settings.attacks.get(condition)
+    return condition if block is None else str(block.attack["name"])
+
+
+def threat(condition: str, surface: str, norm: str, settings: RobustnessParams) -> str:
+    """What a reader calls it; attacks that a budget bounds alike on one surface share the name."""
     if condition == MISSING:
         return f"{surface} missing"
-    return "pixels attacked" if condition == PIXELS else f"{surface} attacked"
+    if surface == HISTORY:
+        change, _, place = condition.partition("-")
+        return f"history: {change}" + (f", {place}" if place else "")
+    attack = settings.attacks[condition].attack
+    if attack["name"] == PIXELS:
+        return "pixels attacked"
+    if attack.get("scope") == "table":
+        return f"{surface} attacked{WHOLE}"
+    return f"{surface} attacked" + (" (linf)" if norm == "linf" else "")
+
+
+def named(frame: pd.DataFrame, settings: RobustnessParams) -> pd.DataFrame:
+    """`frame` with the threat of each row."""
+    keys = zip(frame["condition"], frame["surface"], frame["norm"], strict=True)
+    names = [threat(condition, surface, norm, settings) for condition, surface, norm in keys]
+    return frame.assign(threat=pd.Series(names, frame.index, dtype=object))
 
 
 def tables(cells: Sequence[Cell], settings: RobustnessParams) -> dict[str, dict[str, pd.DataFrame]]:
     """Rows of the cells' tables by group (history, missing, attack, promotion) and method.
 
-    Within a group every method has the same users, in the same order; methods without rows are left out.
+    Within a group every method has the same users, in the same order; methods without rows are left out, and
+    so are surfaces without content: a catalogue without prices loses none, and withstands nothing by that.
     """
     pushed = promotions(settings)
     groups: dict[str, dict[str, pd.DataFrame]] = {
@@ -54,6 +87,9 @@ def tables(cells: Sequence[Cell], settings: RobustnessParams) -> dict[str, dict[
             clean=metrics.ndcg(table["clean_rank"], 10),
             budget=table["budget"].astype(np.float64).round(6),
         ).sort_values([*CURVE, "seed", "user_id"])
+        is_missing = table["condition"] == MISSING
+        lost = table[is_missing].groupby("surface")["size"].max()
+        table = table[~table["surface"].isin(lost.index[lost == 0])]
         group = np.select(
             [table["surface"] == HISTORY, table["condition"] == MISSING, table["condition"].isin(pushed)],
             [HISTORY, MISSING, "promotion"],
@@ -94,39 +130,41 @@ def withstood(parts: dict[str, pd.DataFrame], draws: int, rng: np.random.Generat
     ).rename(columns={"noisy": HEADLINE, "clean": f"clean_{HEADLINE}"})
 
 
-def worst(frame: pd.DataFrame, settings: RobustnessParams) -> pd.DataFrame:
-    """Of the attacks of each row of a surface, the one that left least, beside missing content, by budget.
+def worst(frame: pd.DataFrame) -> pd.DataFrame:
+    """By threat and budget the condition that left least: attacks that one budget bounds alike.
 
-    Only what one budget and norm bound alike is compared: neither promotions nor a whole table's budget.
+    Random directions are among them: where one of them does more than a gradient, it is what counts.
     """
-    alike = [
-        name
-        for name, block in settings.attacks.items()
-        if block.attack.get("goal") != "promote" and block.attack.get("scope", "row") == "row"
-    ]
-    rows = frame[frame["condition"].isin([*alike, MISSING])]
-    rows = rows.assign(threat=[threat(c, s) for c, s in zip(rows["condition"], rows["surface"], strict=True)])
-    rows = rows[rows["condition"] != WEAKEST].sort_values(HEADLINE, kind="stable")
-    return rows.drop_duplicates([*KEYS, "threat", "norm", "budget"]).sort_index()
+    rows = frame.sort_values(HEADLINE, kind="stable")
+    return rows.drop_duplicates([*KEYS, "threat", "budget"]).sort_index()
 
 
-def concerns(about: str, condition: str, surface: str, budget: float) -> bool:
-    """Whether a check's warning bears on the attacks that lower ranks through a surface, at a budget.
+def withstands(histories: pd.DataFrame, attacks: pd.DataFrame, settings: RobustnessParams) -> pd.DataFrame:
+    """Share of NDCG@10 that each method keeps under each threat: mean over budgets of the worst condition."""
+    both = [named(histories, settings), worst(attacks)]
+    return area(pd.concat([frame for frame in both if len(frame)] or both), ["threat"])
+
+
+def concerns(about: str, attack: str, place: str, budget: float) -> bool:
+    """Whether a warning of the checks bears on attacks that lower ranks in a place, "image, l2, row".
 
     It is about an attack, "pgd on image, l2, row, rank at 0.1", about a surface's gradient, "image, l2, row",
     or about a method's scores, which concerns every attack.
 
-    >>> concerns("pgd on image, l2, row, rank at 8", "pgd", "image", 8), concerns("Vbpr", "pgd", "image", 8)
+    >>> where = ("pgd", "image, l2, row", 8)
+    >>> concerns("pgd on image, l2, row, rank at 8", *where), concerns("Vbpr", *where)
     (True, True)
-    >>> concerns("pgd on image, l2, row, rank, promoting 7 at 8", "pgd", "image", 8)
+    >>> concerns("pgd on image, l2, row, rank, promoting 7 at 8", *where)
+    False
+    >>> concerns("pgd on image, l2, table, rank at 8", *where)
     False
     """
-    attack, of_attack, place = about.partition(" on ")
-    if not of_attack:
-        return "," not in about or about.partition(",")[0] == surface
-    place, _, at = place.rpartition(" at ")
-    is_same = place.partition(",")[0] == surface and (attack == PIXELS) == (condition == PIXELS)
-    return is_same and "promoting" not in place and bool(np.isclose(float(at), budget))
+    warned, of_attack, there = about.partition(" on ")
+    if not of_attack:  # a gradient serves every norm
+        return "," not in about or about.partition(",")[0] == place.partition(",")[0]
+    there, _, at = there.rpartition(" at ")
+    is_same = there.startswith(f"{place}, ") and (warned == PIXELS) == (attack == PIXELS)
+    return is_same and "promoting" not in there and bool(np.isclose(float(at), budget))
 
 
 def area(curves: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -157,7 +195,8 @@ def exposures(parts: dict[str, pd.DataFrame], settings: RobustnessParams) -> pd.
     """Share of the users who have not met a pushed item and get it into their first 10 places.
 
     A row a method, attack, surface and budget: means over pushed items and seeds, clean and attacked, and
-    `users`, the mean number of those users.
+    `users`, the mean number of those users. `clean_place`, `attacked_place`: the item's median place among
+    them, which says what the attack gained where the first 10 are out of reach.
     """
     pushed, rows = promotions(settings), []
     for table in parts.values():
@@ -168,12 +207,14 @@ def exposures(parts: dict[str, pd.DataFrame], settings: RobustnessParams) -> pd.
                 "users": len(ranks),
                 "clean": exposure(ranks["clean_rank"].to_numpy()),
                 "attacked": exposure(ranks["rank"].to_numpy()),
+                "clean_place": ranks["clean_rank"].median(),
+                "attacked_place": ranks["rank"].median(),
             }
             for key, own in table.groupby([*KEYS, *CURVE], sort=False)
             for _, ranks in own.groupby("seed")
         ]
         rows += each
-    names = ["users", "clean", "attacked"]
+    names = ["users", "clean", "attacked", "clean_place", "attacked_place"]
     frame = pd.DataFrame(rows, columns=[*KEYS, *CURVE, *names])
     return frame.groupby([*KEYS, *CURVE], sort=False)[names].mean().reset_index()
 
@@ -185,12 +226,12 @@ def loss_tests(
     draws: int,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """Paired tests on the share of NDCG@10 that two methods keep, at every budget of every attack both met.
+    """Paired tests on the share of NDCG@10 that two methods keep, at every budget of what both met.
 
-    Shares, since who has less to lose loses less. Pairs are those that `report.versus` declares. One family a
+    Shares, since who has less to lose loses less. Pairs are those that params.yaml declares. One family a
     dataset, so that picking the budget at which a pair looks best is paid for. "better": method_a keeps more.
     """
-    wanted = [pair for pair in params.report.versus if set(pair) <= set(parts)]
+    wanted = [pair for pair in params.report.declared_pairs() if set(pair) <= set(parts)]
     kept = {name: _kept(parts[name]) for name in {name for pair in wanted for name in pair}}
     # Under one name for each method and threat, so that all share their resamples.
     scores = {
