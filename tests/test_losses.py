@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ballast.data.sequences import sample_negatives
 from ballast.errors import BallastError
@@ -114,6 +115,33 @@ def test_cross_entropy_where_probabilities_underflow(dtype, scale, block):
     torch.testing.assert_close(ours, theirs)
     for mine, yours in zip(gradients(ours, hidden, table), gradients(theirs, hidden, table), strict=True):
         torch.testing.assert_close(mine, yours)
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements of any tensor that an operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), keywords=None):
+        found = operator(*arguments, **(keywords or {}))
+        returned = found if isinstance(found, tuple | list) else [found]
+        self.elements = max(self.elements, *(one.numel() for one in returned if torch.is_tensor(one)), 0)
+        return found
+
+
+@pytest.mark.parametrize("items", [500, 4000])  # blocks of positions, and of items
+def test_cross_entropy_holds_one_block_of_logits(items):
+    """Backward included, no tensor is larger than a block or the table, whatever the positions."""
+    positions, block = 1000, 130 * 500
+    hidden, table = (torch.randn(n, 8, generator=seeded(), requires_grad=True) for n in (positions, items))
+    targets = torch.randint(1, items, (positions,), generator=seeded())
+    loss = build("cross_entropy", block=block)
+    with _Largest() as ours:
+        loss(hidden, targets, table, None, seeded()).backward()
+    assert ours.elements <= max(block, table.numel())
+    with _Largest() as plain:
+        functional.cross_entropy(hidden @ table.T, targets).backward()
+    assert plain.elements == positions * items
 
 
 def test_cross_entropy_never_learns_padding():
