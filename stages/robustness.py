@@ -60,6 +60,14 @@ class Condition:
         return f"{what}@{self.budget:g}"
 
 
+@dataclass(frozen=True)
+class Means:
+    """What an attacker has beside the method: its pictures, and another seed of it to try things on."""
+
+    pictures: Pictures | None
+    surrogate: Method | None
+
+
 def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
     prepare_process()
     params = study.params()
@@ -74,21 +82,27 @@ def main(dataset: str = typer.Option(), method: str = typer.Option()) -> None:
         noises = _noises(clean, targets, settings, prepared.info.num_items)
         tables, accounts, flags, kept = [], {}, {}, []
         pictures = None
-        for seed in inputs.seeds(params, dataset, method):
+        seeds = inputs.seeds(params, dataset, method)
+        for seed in seeds:
             model = inputs.trained(params, dataset, method, prepared, seed)
             subjects = {n: Subject(model, *samples[n], prepared.info.num_items) for n in samples}
             pictures = pictures or _pictures(params, dataset, model, prepared)
-            conditions = _conditions(subjects, settings, noises, prepared, pictures)
-            folder = _scratch(params, dataset, method, seed, prepared)
+            other = seeds[(seeds.index(seed) + 1) % len(seeds)]
+            can_transfer = other != seed and _transfers(settings)
+            surrogate = inputs.trained(params, dataset, method, prepared, other) if can_transfer else None
+            means = Means(pictures, surrogate)
+            conditions = _conditions(subjects, settings, noises, prepared, means)
+            states = [study.model(dataset, method) / f"seed-{s}.safetensors" for s in (seed, other)]
+            folder = _scratch(params, dataset, method, seed, prepared, states[: 1 + can_transfer])
             kept.append(folder)
             answers, seconds = _answers(conditions, folder, f"{dataset} {method} {seed}")
             tables.append(_table(answers).assign(dataset=dataset, method=method, seed=seed))
             accounts[str(seed)] = _account(answers, seconds)
             outcomes = [answer.outcome for answer in answers.values()]
-            found = _flags(subjects[settings.attack_users], settings, outcomes, pictures)
+            found = _flags(subjects[settings.attack_users], settings, outcomes, means)
             flags[str(seed)] = [asdict(flag) for flag in found]
             if len(accounts) == 1 and params.datasets[dataset].is_simulated:
-                _draw_pictures(dataset, method, subjects[settings.attack_users], settings, pictures)
+                _draw_pictures(dataset, method, subjects[settings.attack_users], settings, means)
         columns = list(schemas.TABLES["robustness"].columns)
         schemas.write("robustness", pd.concat(tables)[columns], study.robustness(dataset, method))
         record = {"dataset": dataset, "method": method, "config": asdict(settings), "seeds": accounts,
@@ -149,7 +163,7 @@ def _conditions(
     settings: RobustnessParams,
     noises: Noises,
     prepared: inputs.Prepared,
-    pictures: Pictures | None,
+    means: Means,
 ) -> list[Condition]:
     """All that the method has a surface for."""
     subject, victim, seed = subjects[settings.users], subjects[settings.attack_users], settings.seed
@@ -161,7 +175,7 @@ def _conditions(
         for share in settings.missing:
             answer = partial(subject.without, modality, share, seed)
             found.append(Condition("missing", modality, "share", share, answer))
-    for name, block, attack in _attacks(victim.method, settings, pictures):
+    for name, block, attack in _attacks(victim.method, settings, means):
         pushed = _pushed(prepared, settings) if attack.config.goal == "promote" else [None]
         for place, item in enumerate(pushed):
             label = name if item is None else f"{name}-{place + 1}"
@@ -171,17 +185,21 @@ def _conditions(
     return found
 
 
-def _attacks(
-    method: Method, settings: RobustnessParams, pictures: Pictures | None
-) -> list[tuple[str, AttackParams, Any]]:
+def _transfers(settings: RobustnessParams) -> bool:
+    return any(block.attack.get("name") == "transfer" for block in settings.attacks.values())
+
+
+def _attacks(method: Method, settings: RobustnessParams, means: Means) -> list[tuple[str, AttackParams, Any]]:
     found = []
     for name, block in settings.attacks.items():
         for surface in surfaces_for(method, block.surfaces):
             attack: Any = _attack(name, block, surface)
             if hasattr(attack, "on"):
-                if pictures is None:
+                if means.pictures is None:
                     continue  # a catalogue without pictures, or vectors of somebody else's encoder
-                attack.on(pictures)
+                attack.on(means.pictures)
+            if hasattr(attack, "made_on") and not attack.made_on(means.surrogate).is_open(method):
+                continue  # one seed alone, or rows that each seed has learned for itself
             found.append((name, block, attack))
     return found
 
@@ -206,12 +224,14 @@ def _pictures(params: Params, dataset: str, method: Method, prepared: inputs.Pre
     return Pictures(encoder, read.pixels, items, info.features["image"], info.missing["image"])
 
 
-def _scratch(params: Params, dataset: str, method: str, seed: int, prepared: inputs.Prepared) -> Path:
-    """Where finished conditions wait; another state, data or setting is another folder."""
-    state = (study.model(dataset, method) / f"seed-{seed}.safetensors").read_bytes()
+def _scratch(
+    params: Params, dataset: str, method: str, seed: int, prepared: inputs.Prepared, states: list[Path]
+) -> Path:
+    """Where finished conditions wait, apart for each state (its own, its surrogate's), data and setting."""
+    digests = [hashlib.sha256(state.read_bytes()).hexdigest() for state in states]
     key = config_hash(
         asdict(params.robustness), asdict(params.cell(dataset, method)), prepared.digest,
-        hashlib.sha256(state).hexdigest(), inputs.code("robustness", method), environment(),
+        digests, inputs.code("robustness", method), environment(),
     )  # fmt: skip
     return study.SCRATCH / "robustness" / f"{dataset}--{method}-{seed}-{key}"
 
@@ -267,10 +287,11 @@ def _account(answers: dict[Condition, Answer], seconds: dict[str, float]) -> dic
 
 
 def _draw_pictures(
-    dataset: str, method: str, victim: Subject, settings: RobustnessParams, pictures: Pictures | None
+    dataset: str, method: str, victim: Subject, settings: RobustnessParams, means: Means
 ) -> None:
     """Some pictures of the first seed's strongest attack on pixels; of simulated ones, which may be shown."""
-    for name, block, attack in _attacks(victim.method, settings, pictures):
+    pictures = means.pictures
+    for name, block, attack in _attacks(victim.method, settings, means):
         if pictures is not None and hasattr(attack, "on") and attack.config.goal != "promote":
             found: Any = victim.perturbed(attack, max(block.budgets), settings.seed)
             places = {int(item): place for place, item in enumerate(pictures.items)}
@@ -284,10 +305,10 @@ def _flags(
     victim: Subject,
     settings: RobustnessParams,
     outcomes: list[Outcome | None],
-    pictures: Pictures | None,
+    means: Means,
 ) -> list[Flag]:
     """All that the checks have to say of one seed."""
-    chosen = _attacks(victim.method, settings, pictures)
+    chosen = _attacks(victim.method, settings, means)
     if not chosen:
         return []
     flags, known, looked = check_scores(victim.method, victim.sample), [o for o in outcomes if o], set()
@@ -299,7 +320,7 @@ def _flags(
         if key not in looked:
             looked.add(key)
             known.append(clean)
-            flags += victim.gradient_flags(attack, min(block.budgets), settings.seed)
+            flags += victim.surface_flags(attack, min(block.budgets), settings.seed)
     return flags + check_outcomes(known)
 
 

@@ -446,8 +446,53 @@ class Adversary(Attack):
         attacks._FOLDERS.clear()
 
 
+def other_seed(info: DatasetInfo) -> Any:
+    """The fixture `content` trained on other users: its content is the same, its weights are not."""
+    method = built(info, "sasrec_features", modalities=["text", "image"])
+    params = TrainingParams(batch_size=16, learning_rate=5e-3, max_epochs=20, patience=20)
+    fit(method, make_store(walk(60, seed=5)), Validation(*held_out()), params, 1)
+    method.surfaces = SURFACES
+    return method.eval()
+
+
+@pytest.mark.parametrize("goal", ["untargeted", "promote"])
+def test_a_perturbation_is_made_on_another_model(goal: str, content: Method, toy_info: DatasetInfo) -> None:
+    """It is the surrogate's own, its gain the method's, and what is kept of the method is not mixed up."""
+    surrogate = other_seed(toy_info)
+    settings = {"name": "transfer", "surface": "text", "steps": 4, "goal": goal}
+    attack: Any = attacks.build(settings, "a")
+    sample = sample_of(content)
+    sample = sample if goal == "untargeted" else sample.aimed_at(7)
+    own = attacks.build({**settings, "name": "pgd"}, "a").perturb(content, sample, 0.3, generator(0, "x"))
+    found = attack.made_on(surrogate).perturb(content, sample, 0.3, generator(0, "x"))
+    theirs = sample_of(surrogate)
+    theirs = theirs if goal == "untargeted" else theirs.aimed_at(7)
+    made = attacks.build({**settings, "name": "pgd"}, "a").perturb(surrogate, theirs, 0.3, generator(0, "x"))
+    assert torch.equal(found.delta, made.delta)
+    assert torch.equal(found.overrides["features_text"], content.features_text + made.delta)
+    assert 0 < found.size <= 0.3 + 1e-6
+    clean = attack.perturb(content, sample, 0.0, generator(0, "x"))
+    assert torch.equal(clean.overrides["features_text"], content.features_text)
+    # It carries over, and less than what was made on the method itself.
+    assert clean.gains.mean() < found.gains.mean() < own.gains.mean()
+    again = attacks.build({**settings, "name": "pgd"}, "a").perturb(content, sample, 0.3, generator(0, "x"))
+    assert torch.equal(again.gains, own.gains)
+
+
+def test_only_the_same_content_carries_over(content: Method, toy_info: DatasetInfo) -> None:
+    attack: Any = attacks.build({"name": "transfer", "surface": "items"}, "a")
+    with pytest.raises(BallastError, match=r"needs another model: call made_on\(surrogate\) first"):
+        attack.perturb(content, sample_of(content), 0.1, generator(0, "x"))
+    attack.made_on(other_seed(toy_info))
+    assert not attack.is_open(content)
+    with pytest.raises(BallastError, match="surface 'items': the surrogate holds other values there"):
+        attack.perturb(content, sample_of(content), 0.1, generator(0, "x"))
+    on_text: Any = attacks.build({"name": "transfer", "surface": "text"}, "a")
+    assert not on_text.made_on(trained(toy_info)).is_open(content)
+
+
 def test_every_file_is_an_attack() -> None:
-    assert attacks.known() == ["fgm", "fgsm", "pgd", "pixels", "random"]
+    assert attacks.known() == ["fgm", "fgsm", "pgd", "pixels", "random", "transfer"]
     for name in attacks.known():
         attack = attacks.build({"name": name, "surface": "items"}, "attack")
         assert isinstance(attack, Attack)
@@ -458,7 +503,7 @@ def test_every_file_is_an_attack() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "pdg"}, r"attack: unknown attack 'pdg'; known: fgm, fgsm, pgd, pixels, random"),
+        ({"name": "pdg"}, r"attack: unknown attack 'pdg'; known: fgm, fgsm, pgd, pixels, random, transfer"),
         ({"name": "pgd", "stpes": 3}, r"attack\.stpes: unknown key; did you mean 'steps'\?"),
         ({"name": "pgd", "norm": "linf", "scope": "table"}, "linf bounds every entry by itself"),
         ({"name": "fgsm", "norm": "l2"}, r"attack\.norm: got 'l2', expected 'linf'"),

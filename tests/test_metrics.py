@@ -75,6 +75,14 @@ def test_empty_bin_is_listed():
     assert np.isnan(bins.loc["0-2", "ndcg@10"])
 
 
+def test_activity_bins_count_what_the_ranking_leaves_out():
+    """Of 60 items, those that do not compete are the user's own."""
+    ranks = ranks_frame([1, 20, 1, 20, 1]).assign(n_candidates=[60, 56, 55, 11, 10])
+    bins = metrics.by_activity(ranks, 60).set_index("bin")
+    assert bins["users"].to_dict() == {"0-4": 2, "5-9": 1, "10-19": 0, "20-49": 1, "50+": 1}
+    assert bins["hr@10"].dropna().to_dict() == {"0-4": 0.5, "5-9": 1.0, "20-49": 0.0, "50+": 1.0}
+
+
 def test_small_unsigned_ranks_do_not_wrap():
     assert metrics.ndcg(np.array([255], dtype=np.uint8), 1000)[0] == pytest.approx(1 / 8)
 

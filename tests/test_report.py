@@ -19,7 +19,7 @@ from ballast.data import schemas
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import ndcg
 from ballast.params import AttackParams, RobustnessParams, load
-from ballast.reporting import evidence, plots, results, tables, threats, variants
+from ballast.reporting import evidence, plots, results, study_figures, tables, threats, variants
 from ballast.reporting import page as answers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +71,7 @@ def draw_ranks(rng, users, strength):
 
 def ranks_table(dataset, method, users, seeds, strength):
     counts = np.random.default_rng(5).choice([0, 2, 5, 20, 80], users)
+    histories = np.random.default_rng(6).choice([2, 7, 12, 60], users, p=[0.3, 0.3, 0.3, 0.1])
     parts = []
     for seed in seeds:
         rank = draw_ranks(np.random.default_rng([seed, len(method)]), users, strength)
@@ -83,7 +84,7 @@ def ranks_table(dataset, method, users, seeds, strength):
                     "user_id": np.arange(1, users + 1, dtype=np.int32),
                     "rank": rank,
                     "rank_unmasked": rank + 1,
-                    "n_candidates": ITEMS,
+                    "n_candidates": ITEMS - histories,
                     "n_ties": 0,
                     "target_n_train": counts,
                 }
@@ -246,11 +247,21 @@ def test_metrics_equal_a_direct_computation(study):
 
 def test_tables_sum_up(study):
     accuracy = table(study, "accuracy").set_index(["dataset", "method"])
-    popularity = table(study, "popularity")
-    for key, bins in popularity.groupby(["dataset", "method"]):
-        assert bins["users"].sum() == DATASETS[key[0]]
-        weighted = (bins["ndcg@10"] * bins["users"]).sum() / bins["users"].sum()
-        assert weighted == pytest.approx(accuracy.loc[key, "ndcg@10"])
+    for name, names in [
+        ("popularity", {"0-2", "3-9", "10-49", "50+"}),
+        ("activity", {"0-4", "5-9", "10-19", "50+"}),
+    ]:
+        for key, bins in table(study, name).groupby(["dataset", "method"]):
+            assert set(bins["bin"]) == names  # nobody has 20 to 49 items
+            assert bins["users"].sum() == DATASETS[key[0]]
+            weighted = (bins["ndcg@10"] * bins["users"]).sum() / bins["users"].sum()
+            assert weighted == pytest.approx(accuracy.loc[key, "ndcg@10"])
+            assert (bins["low"] <= bins["ndcg@10"]).all()
+            assert (bins["ndcg@10"] <= bins["high"]).all()
+    drawn = pd.read_csv(study / "reports/figures/activity.csv")
+    counted = table(study, "activity")
+    assert set(counted["users"] < study_figures.FEW) == {True, False}
+    assert len(drawn) == (counted["users"] >= study_figures.FEW).sum()
     assert len(table(study, "tests")) == 2 * 3  # all pairs of three methods on two datasets
     tests = table(study, "tests").set_index(["dataset", "method_a", "method_b"])
     for (dataset, a, b), row in tests.iterrows():
@@ -945,7 +956,7 @@ def test_ids_on_the_page_are_unique(study):
 
 def test_latex_is_balanced(study):
     files = list((study / "reports/tables").glob("*.tex"))
-    assert len(files) == len(list((study / "reports/tables").glob("*.csv"))) == 12
+    assert len(files) == len(list((study / "reports/tables").glob("*.csv"))) == 13
     for path in files:
         text = path.read_text()
         assert text.count(r"\begin{") == text.count(r"\end{") == 2

@@ -361,13 +361,13 @@ def save_model(method):
     """What the train stage leaves, without training."""
     params = parameters.load(Path("params.yaml"))
     cell, prepared = params.cell("tiny", method), inputs.load_cell(params, "tiny", method)
-    model = inputs.fresh(cell, inputs.config(cell, "params.yaml"), prepared.info, 0)
-    if not model.is_trained_by_steps:
-        train = prepared.store(["train"])
-        model.fit_sequences(train.items, train.offsets)
     folder = Path("data/models/tiny") / method
     folder.mkdir(parents=True)
     for seed in inputs.seeds(params, "tiny", method):
+        model = inputs.fresh(cell, inputs.config(cell, "params.yaml"), prepared.info, seed)
+        if not model.is_trained_by_steps:
+            train = prepared.store(["train"])
+            model.fit_sequences(train.items, train.offsets)
         registry.save(model, folder / f"seed-{seed}.safetensors")
 
 
@@ -476,6 +476,7 @@ ATTACKS = {
     "pgd": {"attack": {"name": "pgd", "steps": 3}, "budgets": GRID},
     "promote": {"attack": {"name": "pgd", "steps": 3, "goal": "promote"}, "budgets": [0.5]},
     "pixels": {"attack": {"name": "pixels"}, "budgets": [4.0], "surfaces": ["image"]},
+    "transfer": {"attack": {"name": "transfer", "steps": 3}, "budgets": GRID},
 }
 NEURAL = {
     "label": "SASRec",
@@ -525,6 +526,23 @@ def test_attacks_are_tried_on_what_a_method_has(attacked):
     assert len(cell["pushed"]) == 2
     nothing, _ = read_cell(attacked, "pop")
     assert set(nothing["surface"]) == {"history"}
+
+
+def test_what_was_made_on_another_seed_is_tried_where_both_know_the_same(attacked):
+    """Item vectors are each seed's own; texts are not, and one seed alone has no other."""
+    table, _ = read_cell(attacked, "neural")
+    assert "transfer" not in set(table["condition"])
+    with inside(attacked):
+        params = parameters.load(Path("params.yaml"))
+        settings = params.robustness
+        prepared = inputs.load_cell(params, "tiny", "neural")
+        models = [inputs.trained(params, "tiny", "neural", prepared, seed) for seed in (0, 1)]
+        for model in models:
+            model.surfaces = {"items": "items.weight", "text": "texts"}
+            model.register_buffer("texts", torch.ones(4, 2))
+        for surrogate, wanted in [(models[1], {"text"}), (models[0], {"items", "text"}), (None, set())]:
+            found = robustness._attacks(models[0], settings, robustness.Means(None, surrogate))
+            assert {attack.surface for name, _, attack in found if name == "transfer"} == wanted
 
 
 def test_attacked_users_are_among_the_others(attacked):

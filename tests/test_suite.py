@@ -71,7 +71,7 @@ def test_outcomes_of_one_ball_are_compared(subject: Subject) -> None:
     assert len({outcome.group for outcome in [*outcomes, clean]}) == 1
     assert clean.gains.mean() < outcomes[1].gains.mean() <= outcomes[2].gains.mean() + 1e-9
     assert [f for f in check_outcomes([clean, *outcomes]) if f.name != "more steps still gain"] == []
-    assert subject.gradient_flags(attack(), 0.1, 0) == []
+    assert subject.surface_flags(attack(), 0.1, 0) == []
 
 
 def test_pushed_items_are_of_all_popularities_and_the_same_for_everybody() -> None:

@@ -6,6 +6,7 @@ means ranks with the history left among the candidates.
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,10 @@ POPULARITY_EDGES = (0, 3, 10, 50)
 POPULARITY_BINS = ("0-2", "3-9", "10-49", "50+")
 COLD_BIN = POPULARITY_BINS[0]
 TAIL_BELOW = 10  # the two lowest bins
+
+# Different items in a user's history, lower edge of each bin.
+ACTIVITY_EDGES = (0, 5, 10, 20, 50)
+ACTIVITY_BINS = ("0-4", "5-9", "10-19", "20-49", "50+")
 
 Array = NDArray[np.float64]
 
@@ -85,6 +90,15 @@ def popularity_bin(target_n_train: ArrayLike) -> NDArray[np.int64]:
     return np.searchsorted(POPULARITY_EDGES, np.asarray(target_n_train), side="right") - 1
 
 
+def activity_bin(history: ArrayLike) -> NDArray[np.int64]:
+    """Index into ACTIVITY_BINS of each number of items in a history.
+
+    >>> activity_bin([0, 4, 5, 49, 50]).tolist()
+    [0, 0, 1, 3, 4]
+    """
+    return np.searchsorted(ACTIVITY_EDGES, np.asarray(history), side="right") - 1
+
+
 def summarise(ranks: pd.DataFrame) -> pd.DataFrame:
     """One row for each dataset, method and seed: the mean of every metric over users.
 
@@ -107,23 +121,31 @@ def summarise(ranks: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_popularity(ranks: pd.DataFrame) -> pd.DataFrame:
-    """One row for each dataset, method, seed and POPULARITY_BINS entry: users, hr@10, ndcg@10.
+    """`by_bin` of the target's training count."""
+    return by_bin(ranks, popularity_bin(ranks["target_n_train"].to_numpy()), POPULARITY_BINS)
+
+
+def by_activity(ranks: pd.DataFrame, num_items: int) -> pd.DataFrame:
+    """`by_bin` of the user's history: of the `num_items` of the catalogue, those that do not compete."""
+    history = num_items - ranks["n_candidates"].to_numpy(np.int64)
+    assert (history >= 0).all(), "more candidates than items"
+    return by_bin(ranks, activity_bin(history), ACTIVITY_BINS)
+
+
+def by_bin(ranks: pd.DataFrame, bins: NDArray[np.int64], names: Sequence[str]) -> pd.DataFrame:
+    """One row for each dataset, method, seed and bin: users, hr@10, ndcg@10. bins: (N,) index into names.
 
     A bin without users has users 0 and NaN metrics, so that its absence is visible.
     """
     keys = ["dataset", "method", "seed"]
     frame = _keys(ranks).assign(
-        bin=np.asarray(POPULARITY_BINS)[popularity_bin(ranks["target_n_train"].to_numpy())],
+        bin=np.asarray(names)[bins],
         **{name: per_user(name, ranks) for name in ("hr@10", "ndcg@10")},
     )
     groups = frame.groupby([*keys, "bin"], sort=False, observed=True)
     result = groups.mean()
     result.insert(0, "users", groups.size())
-    every = [
-        (*key, name)
-        for key in frame[keys].drop_duplicates().itertuples(index=False)
-        for name in POPULARITY_BINS
-    ]
+    every = [(*key, name) for key in frame[keys].drop_duplicates().itertuples(index=False) for name in names]
     result = result.reindex(pd.MultiIndex.from_tuples(every, names=[*keys, "bin"]))
     return result.assign(users=result["users"].fillna(0).astype(int)).reset_index()
 

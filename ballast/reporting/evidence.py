@@ -244,7 +244,7 @@ def _check_comparable(cell: Cell, first: Cell) -> None:
 
 def _check_users(where: str, cell: Cell, first: Cell) -> None:
     """All seeds have the users of the other cell's first seed: in the ranks, or in what both withstood."""
-    keys, frame, reference = ["user_id", "target_n_train"], cell.ranks, first.ranks
+    keys, frame, reference = ["user_id", "target_n_train", "n_candidates"], cell.ranks, first.ranks
     if where == "robustness table":
         keys = ["user_id", *CONDITION]
         shared = list(_conditions(cell) & _conditions(first))
@@ -256,8 +256,8 @@ def _check_users(where: str, cell: Cell, first: Cell) -> None:
     for seed in frame["seed"].unique():
         if not np.array_equal(_rows(frame, int(seed), keys), wanted):
             raise BallastError(
-                f"cell {cell.name}: the {where} of seed {seed} is not about the same users and "
-                f"targets as {first.name}; one of them is stale or incomplete: run `dvc repro`"
+                f"cell {cell.name}: the {where} of seed {seed} is not about the same users, targets or "
+                f"candidates as {first.name}; one of them is stale or incomplete: run `dvc repro`"
             )
 
 

@@ -119,12 +119,13 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
         ),
         Section(
             "popularity",
-            "By item popularity, and cold items",
-            "The same ranks, split by how often the target was seen in training.",
+            "By item popularity and user activity; cold items",
+            "The same ranks, split by how often the target was seen in training, and by how much is known of "
+            "the user.",
             ["evaluate", "report"],
             ["methods"],
-            [tables["popularity"]],
-            [figures["popularity"]],
+            [tables["popularity"], tables["activity"]],
+            [figures[name] for name in ("popularity", "activity") if name in figures],
         ),
         Section(
             "sampled",

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 from scipy.optimize import isotonic_regression
 
-from ballast.evaluation.metrics import HEADLINE, POPULARITY_BINS
+from ballast.evaluation.metrics import HEADLINE
 
 # Okabe & Ito (2008) without black and yellow, which vanish on a dark and on a white page.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -219,18 +219,24 @@ def frontier(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str
     return _curves(frame, style, titles, draw)
 
 
-def popularity(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, str]) -> Figure:
-    """NDCG@10 by training count of the target, a panel a dataset. Columns of Results.popularity."""
+def binned(
+    frame: pd.DataFrame,
+    style: Mapping[str, Look],
+    titles: Mapping[str, str],
+    bins: Sequence[str],
+    of: str,
+) -> Figure:
+    """NDCG@10 by bins of something, a panel a dataset. Columns of Results.popularity and Results.activity."""
 
     def draw(axis: Axes, rows: pd.DataFrame) -> Ends:
-        ends = {}
+        ends, shown = {}, [name for name in bins if name in set(rows["bin"])]
         for method, curve in rows.groupby("method", sort=False):
-            y = curve.set_index("bin")[HEADLINE].reindex(list(POPULARITY_BINS)).to_numpy()
+            y = curve.set_index("bin")[HEADLINE].reindex(shown).to_numpy()
             ends[str(method)] = _draw(axis, np.arange(len(y)), y, style[str(method)], has_markers=True)
-        counts = rows.drop_duplicates("bin").set_index("bin")["users"].reindex(list(POPULARITY_BINS))
+        counts = rows.drop_duplicates("bin").set_index("bin")["users"].reindex(shown)
         ticks = [f"{name}\nn {count:,}" for name, count in counts.items()]
         axis.set_xticks(range(len(ticks)), ticks)
-        axis.set_xlabel("training interactions of the target item (n users)")
+        axis.set_xlabel(f"{of} (n users)")
         axis.set_ylabel("NDCG@10")
         axis.set_ylim(bottom=0)
         return ends

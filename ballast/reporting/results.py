@@ -1,5 +1,6 @@
 """Everything the report says, as long frames: tables, figures, claims and metrics.json are views of these."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -55,7 +56,8 @@ class Results:
     """Long frames, all with `dataset` and most with `method`.
 
     seeds: a row a seed, every metric. accuracy: a row a method, means, sd, intervals. pairs: all paired
-    tests. popularity: by bin of the target's training count. robustness: a row a condition and budget.
+    tests. popularity: by bin of the target's training count; activity: of the user's history. robustness: a
+    row a condition and budget.
     area: a row a condition. training: a row an epoch. cost, datasets: one row each. degeneration: a row a
     method that has item vectors, means over seeds. collapse: a row a fifth of its items, rarest first.
     spectra: a row a singular value. tuning: a row a search.
@@ -98,6 +100,7 @@ class Results:
     draws: pd.DataFrame
     chains: pd.DataFrame
     schedules: pd.DataFrame
+    activity: pd.DataFrame
 
 
 def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
@@ -149,6 +152,7 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         draws=chains.draws(evidence, accuracy),
         chains=chains.by_steps(evidence),
         schedules=chains.schedules(evidence),
+        activity=_activity(evidence, draws, rng),
     )
 
 
@@ -217,7 +221,7 @@ def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _seed_rows(cell: Cell) -> pd.DataFrame:
-    frame = metrics.summarise(cell.ranks.astype({"dataset": object, "method": object}))
+    frame = metrics.summarise(_named(cell))
     for name in DIVERSITY:
         frame[name] = [float(cell.evaluate["seeds"][str(seed)][name]) for seed in frame["seed"]]
     return frame
@@ -245,6 +249,7 @@ def _dataset_frames(
     cells = evidence.of(dataset)
     ordered = {cell.method: cell.ranks.sort_values(["seed", "user_id"]) for cell in cells}
     scores = {m: user_scores(HEADLINE, frame, m in evidence.deterministic) for m, frame in ordered.items()}
+    by_seed = pd.concat([metrics.by_popularity(_named(cell)) for cell in cells])
     names = list(scores)
     low, high = percentile_interval(bootstrap_means(_user_means(scores), draws, rng))
     keys = {"dataset": dataset, "method": names}
@@ -255,7 +260,7 @@ def _dataset_frames(
     return (
         intervals,
         _pairs(dataset, scores, bins == 0, draws, rng),
-        _popularity(cells, scores, bins, draws, rng),
+        _binned(by_seed, scores, bins, metrics.POPULARITY_BINS, draws, rng),
         threats.withstood(histories, draws, rng),
     )
 
@@ -284,21 +289,42 @@ def _pairs(
     return tests
 
 
-def _popularity(
-    cells: list[Cell],
+def _activity(evidence: Evidence, draws: int, rng: np.random.Generator) -> pd.DataFrame:
+    """By how many items the user's history holds; bins without users are left out."""
+    parts = []
+    for dataset in evidence.names():
+        cells, items = evidence.of(dataset), int(evidence.datasets[dataset]["items"])
+        ordered = {cell.method: cell.ranks.sort_values(["seed", "user_id"]) for cell in cells}
+        scores = {
+            m: user_scores(HEADLINE, frame, m in evidence.deterministic) for m, frame in ordered.items()
+        }
+        first = next(iter(ordered.values()))
+        in_seed = first["seed"] == first["seed"].iloc[0]
+        bins = metrics.activity_bin(items - first.loc[in_seed, "n_candidates"].to_numpy(np.int64))
+        by_seed = pd.concat([metrics.by_activity(_named(cell), items) for cell in cells])
+        parts.append(_binned(by_seed, scores, bins, metrics.ACTIVITY_BINS, draws, rng))
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[frame["users"] > 0].reset_index(drop=True)
+
+
+def _named(cell: Cell) -> pd.DataFrame:
+    return cell.ranks.astype({"dataset": object, "method": object})
+
+
+def _binned(
+    by_seed: pd.DataFrame,
     scores: dict[str, Scores],
     bins: NDArray[np.int64],
+    bin_names: Sequence[str],
     draws: int,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    by_seed = pd.concat(
-        [metrics.by_popularity(c.ranks.astype({"dataset": object, "method": object})) for c in cells]
-    )
+    """Means over seeds of a dataset's rows by bin, with intervals over users. bins: (U,)."""
     groups = by_seed.groupby([*KEYS, "bin"], sort=False)
     frame = groups[["users", "hr@10", HEADLINE]].mean().astype({"users": int}).reset_index()
     means = _user_means(scores)
     frame[["low", "high"]] = np.nan
-    for index, name in enumerate(metrics.POPULARITY_BINS):
+    for index, name in enumerate(bin_names):
         if (bins == index).any():
             low, high = percentile_interval(bootstrap_means(means[:, bins == index], draws, rng))
             for method, lower, upper in zip(scores, low, high, strict=True):

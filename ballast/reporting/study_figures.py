@@ -8,6 +8,7 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ballast.evaluation.metrics import ACTIVITY_BINS, POPULARITY_BINS
 from ballast.params import Params
 from ballast.reporting import chains, plots, poisoning, threats, transfer, variants
 from ballast.reporting.plots import Look
@@ -16,6 +17,9 @@ from ballast.robustness.corruption import PLACED, PLACES
 
 # One panel for all targets of a study.
 _SIMILAR = "targets"
+
+FEW = 20
+"""Users; a mean over fewer is no point of a curve."""
 _GAIN = "NDCG@10 over scratch, %"
 
 
@@ -53,9 +57,24 @@ def build(results: Results, params: Params, style: Mapping[str, Look]) -> list[S
             "popularity",
             results.popularity,
             f"{mark}NDCG@10 by how often the target item occurs in training.",
-            partial(plots.popularity, style=style, titles=titles),
+            partial(
+                plots.binned,
+                style=style,
+                titles=titles,
+                bins=POPULARITY_BINS,
+                of="training interactions of the target item",
+            ),
         ),
     ]
+    many = results.activity[results.activity["users"] >= FEW]
+    if len(many):
+        caption = (
+            f"{mark}NDCG@10 by how many different items the user's history holds; groups of fewer than {FEW} "
+            "users are in the table alone."
+        )
+        of = "items in the user's history"
+        draw = partial(plots.binned, style=style, titles=titles, bins=ACTIVITY_BINS, of=of)
+        figures.append(StudyFigure("activity", many, caption, draw))
     if len(results.differences):
         caption = (
             f"{mark}NDCG@10 of each row over another, less 1, for the pairs that params.yaml declares, "

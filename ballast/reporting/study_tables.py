@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pandas as pd
 
-from ballast.evaluation.metrics import HEADLINE, METRICS, POPULARITY_BINS
+from ballast.evaluation.metrics import ACTIVITY_BINS, COLD_BIN, HEADLINE, METRICS, POPULARITY_BINS
 from ballast.params import Params
 from ballast.reporting import chains, differences, factorial, poisoning, threat_tables, transfer
 from ballast.reporting.calibration import calibration
@@ -41,6 +41,7 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
         *([differences.table(results.differences, labels, headings)] if len(results.differences) else []),
         tests(results, params, labels),
         popularity(results, labels, headings),
+        activity(results, labels, headings),
         robustness(results, params, labels, sampled),
         *threat_tables.build(results, params, labels, headings),
         budgets(results, sampled),
@@ -149,11 +150,33 @@ def tests(results: Results, params: Params, labels: Mapping[str, str]) -> Table:
 
 def popularity(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
     """NDCG@10 by how often the target was seen in training."""
-    shown = results.popularity.pivot(
-        index=["dataset", "method"], columns="bin", values=HEADLINE
-    ).reset_index()
+    note = "NDCG@10 by the target item's number of training interactions."
+    names = {name: f"{name} (cold)" if name == COLD_BIN else name for name in POPULARITY_BINS}
+    shown, columns, full = _by_bin(results, results.popularity, names, labels, headings)
+    return Table(
+        "popularity", "By item popularity", results.popularity, columns, note, headings=full, shown=shown
+    )
+
+
+def activity(results: Results, labels: Mapping[str, str], headings: Mapping[str, str]) -> Table:
+    """NDCG@10 by how much is known of the user."""
+    note = "NDCG@10 by the number of different items in the user's history, which the ranking leaves out."
+    names = {name: name for name in ACTIVITY_BINS if name in set(results.activity["bin"])}
+    shown, columns, full = _by_bin(results, results.activity, names, labels, headings)
+    return Table("activity", "By user activity", results.activity, columns, note, headings=full, shown=shown)
+
+
+def _by_bin(
+    results: Results,
+    frame: pd.DataFrame,
+    names: Mapping[str, str],
+    labels: Mapping[str, str],
+    headings: Mapping[str, str],
+) -> tuple[pd.DataFrame, list[Column], dict[str, str]]:
+    """Rows, columns and headings of a table with a column a bin, from each bin to how it is called."""
+    shown = frame.pivot(index=["dataset", "method"], columns="bin", values=HEADLINE).reset_index()
     shown = _in_order_of(shown, best_first(results.accuracy))
-    counts = results.popularity.drop_duplicates(["dataset", "bin"])
+    counts = frame.drop_duplicates(["dataset", "bin"])
     full = {
         name: f"{heading} · users by bin: "
         + ", ".join(f"{row.bin}: {row.users:,}" for row in rows.itertuples())
@@ -161,14 +184,8 @@ def popularity(results: Results, labels: Mapping[str, str], headings: Mapping[st
         for rows in [counts[counts["dataset"] == name]]
     }
     columns = [Column("Method", labelled(labels), is_number=False)]
-    columns += [
-        Column(f"{name} (cold)" if name == POPULARITY_BINS[0] else name, number(name), best=name)
-        for name in POPULARITY_BINS
-    ]
-    note = "NDCG@10 by the target item's number of training interactions."
-    return Table(
-        "popularity", "By item popularity", results.popularity, columns, note, headings=full, shown=shown
-    )
+    columns += [Column(label, number(name), best=name) for name, label in names.items()]
+    return shown, columns, full
 
 
 def _in_order_of(frame: pd.DataFrame, model: pd.DataFrame) -> pd.DataFrame:

@@ -102,7 +102,8 @@ def attacks(results: Results, settings: RobustnessParams, labels: Labels, headin
         "Share of the clean NDCG@10 left, with its 95 % bootstrap interval over users; the same users "
         "and budgets for every method. Budgets are in units of the mean norm of the surface's rows; of "
         "pixels in levels of 255, of missing content in shares of the items. Random: a direction at "
-        "random. Worst: of all attacks the one that leaves least. (linf): every entry by itself, as far as "
+        "random. Worst: of all attacks the one that leaves least, `transfer` (made on another seed of the "
+        "method) among them. (linf): every entry by itself, as far as "
         "would be a row's share if all moved. Warnings about an attack are in the table of checks."
     )
     return Table("attacks", "Attacks and missing content", frame, columns, note, "block", shown=wide)
@@ -163,7 +164,7 @@ def loss_tests(results: Results, settings: RobustnessParams, labels: Labels, hea
         "Share of the clean NDCG@10 kept under attack; better: keeps more. Differences and intervals in "
         "points of a hundred, over the users attacked and the seeds. p adjusted by Holm over all pairs, "
         "attacks and budgets of a dataset. A loss in NDCG@10 itself would favour who has less to lose. FGM "
-        "and FGSM are in the CSV alone where PGD stands beside them."
+        "and FGSM are in the CSV alone where PGD stands beside them; `transfer` was made on another seed."
     )
     is_left_out = kinds.isin(_SINGLE_STEP if "pgd" in set(kinds) else ())
     shown = _of_pairs(frame[~is_left_out], labels, headings)
@@ -219,6 +220,7 @@ def flags(results: Results, labels: Labels, headings: Labels) -> Table:
     ]
     note = (
         "Checked for every method: scores drawn at random, a gradient that is zero or does not fit the loss, "
-        "an attack that a weaker one, a smaller budget or fewer steps beat. Who is not named passed."
+        "a budget of 0 that changes something, an attack that a weaker one, a smaller budget or fewer steps "
+        "beat. Who is not named passed."
     )
     return Table("flags", "Checks of the attacks", results.flags, columns, note, headings=headings)

@@ -168,7 +168,7 @@ def concerns(about: str, attack: str, place: str, budget: float) -> bool:
 
 
 def area(curves: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """Share of NDCG@10 kept, mean over the budgets tested: the area under a curve of evenly spaced budgets.
+    """Share of NDCG@10 kept, mean over the budgets tested: budgets count alike, however they are spaced.
 
     Budget 0, where nothing is lost by definition, is no part of it: what keeps nothing at all has 0.
     by: the columns that, beside dataset and method, tell curves apart.

@@ -20,7 +20,7 @@ from ballast.models.method import Method
 from ballast.reproducibility import generator
 from ballast.robustness.attacks import Attack, Perturbed
 from ballast.robustness.ball import Ball
-from ballast.robustness.checks import Flag, Outcome, check_gradient
+from ballast.robustness.checks import Flag, Outcome, check_gradient, check_zero
 from ballast.robustness.corruption import Corrupted, hashed
 from ballast.robustness.missing import drop
 from ballast.robustness.objective import Sample
@@ -110,14 +110,15 @@ class Subject:
         found = attack.perturb(self.method, self._sample(item), 0.0, _rng(attack, 0))
         return Outcome.of("clean", _group(attack, item), 0.0, found)
 
-    def gradient_flags(self, attack: Attack, budget: float, seed: int) -> list[Flag]:
-        """What `check_gradient` says of the attack's surface and ball."""
+    def surface_flags(self, attack: Attack, budget: float, seed: int) -> list[Flag]:
+        """What `check_zero` and `check_gradient` say of the attack's surface and ball."""
         target, config = surface(self.method, attack.surface), attack.config
+        about = f"{attack.surface}, {attack.norm}, {config.scope}"
+        nothing = check_zero(self.method, self.sample, self.perturbed(attack, 0.0, seed), about)
         rows = attack.movable(self.sample, target)
         ball = Ball.around(target, budget, config.norm, config.scope, rows)
-        return check_gradient(
-            attack.objective(self.method, self.sample, target), ball, generator(seed, "check")
-        )
+        objective = attack.objective(self.method, self.sample, target)
+        return nothing + check_gradient(objective, ball, generator(seed, "check"))
 
     def _sample(self, item: int | None) -> Sample:
         if item is None:
