@@ -21,6 +21,7 @@ from ballast.evaluation.metrics import ndcg
 from ballast.params import AttackParams, RobustnessParams, load
 from ballast.reporting import evidence, plots, results, study_figures, tables, threats, variants
 from ballast.reporting import page as answers
+from ballast.reporting.claims import default_claims
 
 ROOT = Path(__file__).resolve().parents[1]
 DATASETS = {"toys": 120, "shop": 90}  # users
@@ -364,6 +365,10 @@ def add_attacks(folder):
         },
     }
     settings["report"]["versus"] = [["item-knn", "sasrec"], ["sasrec", "item-knn"], ["sasrec", "popularity"]]
+    settings["report"]["claims"] = [
+        {"text": "Counting adds to sequence", "pairs": [["popularity", "sasrec"]]},
+        {"text": "Co-occurrence adds to counting", "pairs": [["item-knn", "popularity"]]},
+    ]
     (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     path = folder / "reports/cells/evaluate/toys--sasrec.json"
     cell = json.loads(path.read_text())
@@ -529,7 +534,7 @@ def test_warnings_stand_beside_the_verdict(attacked):
         ((0.9, 0.3, 0.1), "at budget 0.2, B has the highest NDCG@10 left of 2 methods, 0.0300 of 0.1000"),
         (
             (0.9, 0.3, 0.1),
-            "B keeps the largest share, 30 % (100 users, not tested); at more than that, nobody keeps 20 %.",
+            "B keeps the largest share, 30 % (100 users; no pair tested); at more than that, nobody keeps",
         ),
         ((0.9, 0.8, 0.7), "at budget 0.5, B has the highest"),
         ((0.1, 0.0, 0.0), "none of 2 methods keeps 20 % of its NDCG@10, from budget 0.1 on."),
@@ -541,7 +546,61 @@ def test_the_answer_is_told_where_somebody_stands(kept, said):
     assert "warn" not in sentence
 
 
-def told_of(kept, flags=(), others=()):
+@pytest.mark.parametrize(
+    ("verdicts", "said"),
+    [
+        (("undecided", "undecided"), "(100 users; of 2 declared pairs a test sets none apart)"),
+        (("undecided", "better"), "(100 users; of 2 declared pairs tests set apart 1: B keeps more than A)"),
+        (("worse", "undecided"), "(100 users; of 2 declared pairs tests set apart 1: A keeps less than B)"),
+    ],
+)
+def test_the_answer_quotes_the_tests_of_its_condition(verdicts, said):
+    keys = {"dataset": "toys", "condition": "pgd", "surface": "items", "norm": "l2"}
+    own = [
+        {**keys, "budget": 0.2, "method_a": a, "method_b": b, "verdict": verdict}
+        for (a, b), verdict in zip((("a", "b"), ("b", "a")), verdicts, strict=True)
+    ]
+    elsewhere = [
+        {**own[0], **change, "verdict": "better"} for change in ({"budget": 0.5}, {"surface": "image"})
+    ]
+    (sentence,) = told_of((0.9, 0.3, 0.1), tests=pd.DataFrame([*own, *elsewhere]))
+    assert said in sentence
+
+
+def test_a_test_is_flagged_where_the_checks_warn_of_its_attack():
+    about = "pgd on items, l2, row, rank at 0.2"
+    flags = pd.DataFrame([("toys", "b", "sign", about)], columns=["dataset", "method", "flag", "about"])
+    keys = {"dataset": "toys", "norm": "l2", "method_a": "a", "method_b": "b"}
+    tests = [("pgd", 0.2, "items"), ("fgm", 0.2, "items"), ("pgd", 0.5, "items"), ("pgd", 0.2, "image")]
+    frame = pd.DataFrame([{**keys, "condition": c, "budget": b, "surface": where} for c, b, where in tests])
+    # Who fails PGD fails in its ball, which FGM shares.
+    assert threats.flagged(frame, flags, RobustnessParams(attacks=ATTACKS)) == ["b", "b", "", ""]
+
+
+def test_the_answer_tells_of_pushed_items_and_of_fake_users():
+    rows = pd.DataFrame(
+        {"condition": "promote", "surface": "image", "budget": [0.1, 0.2, 0.2], "method": ["a", "a", "b"]}
+        | {"clean": [0.0, 0.01, 0.0], "attacked": [0.9, 0.25, 0.5]}
+    )
+    labels = {"a": "A", "b": "B"}
+    assert answers._pushed(rows, labels) == [
+        "Pushed by its image at budget 0.2, an item enters the first 10 of 50.0 % of the users new to it "
+        "with B (0.0 % before), of 25.0 % with A (2 methods, not tested)."
+    ]
+    (nobody,) = answers._pushed(rows.assign(attacked=0.0), labels)
+    assert nobody == "Pushed by its image at budget 0.2, an item enters nobody's first 10."
+    fakes = pd.DataFrame(
+        {"condition": "random", "share": [0.0, 0.01, 0.05, 0.05], "method": ["a", "a", "a", "b"]}
+        | {"exposure": [0.9, 0.9, 0.1, 0.2], "exposure_low": 0.05, "exposure_high": 0.3}
+    )
+    (said,) = answers._poisoned(fakes, labels)
+    assert said.startswith(
+        "With 5 % fake users (random), a pushed item enters the first 10 of 20.0 % of real"
+    )
+    assert "with B (seeds 5.0 to 30.0), of 10.0 %" in said
+
+
+def told_of(kept, flags=(), others=(), tests=None):
     """Sentences on PGD of item vectors, which leaves B the shares `kept` and A half of them."""
     rows = [
         {"dataset": "toys", "method": method, "condition": condition, "surface": "items"}
@@ -554,7 +613,13 @@ def told_of(kept, flags=(), others=()):
     names = ["dataset", "method", "flag", "about"]
     said = pd.DataFrame([("toys", *flag) for flag in flags], columns=names)
     settings = RobustnessParams(attacks=ATTACKS)
-    found = SimpleNamespace(attacks=threats.named(pd.DataFrame(rows), settings), flags=said)
+    nothing = pd.DataFrame(columns=["dataset"])
+    found = SimpleNamespace(
+        attacks=threats.named(pd.DataFrame(rows), settings),
+        flags=said,
+        loss_tests=nothing if tests is None else tests,
+        kept_tests=nothing,
+    )
     return answers._threatened(found, settings, "toys", {"a": "A", "b": "B"})
 
 
@@ -620,6 +685,8 @@ def test_what_each_method_keeps_of_each_threat(attacked):
     own = histories[(histories["dataset"] == "toys") & (histories["method"] == "sasrec")]
     own = own[(own["condition"] == "insert") & (own["budget"] > 0)]
     assert frame.loc[("toys", "sasrec", "history: insert")] == pytest.approx(own["relative"].mean())
+    lists = table(attacked, "overlap").set_index(["dataset", "method", "threat"])["rbo"]
+    assert lists.loc[("toys", "sasrec", "history: insert")] == pytest.approx(own["rbo"].mean())
     tex = (attacked / "reports/tables/withstands.tex").read_text()
     assert "POPULARITY" not in tex  # which reads no history, and has nothing else to attack
 
@@ -912,6 +979,24 @@ def test_verdicts_follow_the_planted_order(study):
     assert "better than all 2 other methods" in page
 
 
+def test_claims_rest_on_the_declared_pairs_where_there_are_such(attacked):
+    """Among all pairs both are undecided; the declared one alone is decided in its smaller family."""
+    params = load(attacked / "params.yaml")
+    names = ["popularity", "item-knn", "sasrec"]
+    pairs = table(attacked, "tests").assign(p_holm=0.2, verdict="undecided")
+    differences = table(attacked, "differences").assign(p_holm=0.03)
+    accuracy = pd.DataFrame({"dataset": "toys", "method": names})
+    results = SimpleNamespace(accuracy=accuracy, pairs=pairs, differences=differences)
+    found = {claim.text: claim for claim in default_claims(results, params)}
+    turned, other = (
+        found["Counting adds to sequence on Toys"],
+        found["Co-occurrence adds to counting on Toys"],
+    )
+    assert (turned.verdict, other.verdict) == ("fails", "undecided")
+    assert "adjusted p 0.030," in turned.evidence
+    assert "adjusted p 0.200," in other.evidence
+
+
 def test_calibration_passes_and_fails(study):
     frame = table(study, "calibration").set_index("metric")
     assert frame["verdict"].to_dict() == {"ndcg@10": "fail", "hr@10": "pass"}
@@ -956,7 +1041,7 @@ def test_ids_on_the_page_are_unique(study):
 
 def test_latex_is_balanced(study):
     files = list((study / "reports/tables").glob("*.tex"))
-    assert len(files) == len(list((study / "reports/tables").glob("*.csv"))) == 13
+    assert len(files) == len(list((study / "reports/tables").glob("*.csv"))) == 14
     for path in files:
         text = path.read_text()
         assert text.count(r"\begin{") == text.count(r"\end{") == 2

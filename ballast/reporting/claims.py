@@ -9,6 +9,7 @@ import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE
 from ballast.params import ClaimParams, Params
+from ballast.reporting.differences import as_tests
 from ballast.reporting.pairs import find
 from ballast.reporting.results import Results
 
@@ -36,9 +37,11 @@ class Claim:
 def default_claims(results: Results, params: Params) -> list[Claim]:
     """Each method against popularity, item-knn and the baseline; order and cold items where they apply.
 
-    And what params.yaml declares under `report.claims`.
+    And what params.yaml declares under `report.claims`: these rest on the tests of the pairs declared under
+    `report.versus` where they are among those, since neither was picked by score.
     """
     claims = []
+    versus, family = as_tests(results.differences), [set(pair) for pair in params.report.versus]
     labels = {name: block.label for name, block in params.all_methods().items()}
     for dataset, group in results.accuracy.groupby("dataset", sort=False):
         methods = list(group["method"])
@@ -55,7 +58,9 @@ def default_claims(results: Results, params: Params) -> list[Claim]:
         claims += _cold(results.pairs, str(dataset), place, labels)
         for declared in params.report.claims:
             pairs = [pair for pair in declared.pairs if set(pair) <= set(methods)]
-            tests = [find(results.pairs, str(dataset), *pair) for pair in pairs]
+            tests = [
+                find(versus if set(pair) in family else results.pairs, str(dataset), *pair) for pair in pairs
+            ]
             claims += [_claim(declared_text(declared, place), tests)] if tests else []
     return claims
 

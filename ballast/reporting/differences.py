@@ -65,6 +65,22 @@ def differences(evidence: Evidence, draws: int, rng: np.random.Generator) -> pd.
     return frame[list(COLUMNS)]
 
 
+def as_tests(frame: pd.DataFrame) -> pd.DataFrame:
+    """What `differences` returns, in the columns of the tests of all pairs."""
+    found = frame.rename(
+        columns={
+            "method": "method_a",
+            "reference": "method_b",
+            HEADLINE: "mean_a",
+            "reference_mean": "mean_b",
+            "gain": "relative",
+        }
+    )
+    bounds = ["low", "high", "seed_low", "seed_high"]
+    found[bounds] = found[bounds].mul(found["mean_b"], axis=0)
+    return found.assign(difference=found["mean_a"] - found["mean_b"], users_with="all targets")
+
+
 def user_scores(metric: str, ranks: pd.DataFrame, is_deterministic: bool) -> Scores:
     """The metric of each seed and user of a ranks table, users in the order of their ids."""
     ordered = ranks.sort_values(["seed", "user_id"])

@@ -21,6 +21,9 @@ _PAIRS = ("report.versus", "report.claims", "report.scratch")
 # The share of its NDCG@10 that a method must keep to be said to stand.
 STANDS = 0.2
 
+# Pairs that a sentence lists; of more it gives their number.
+LISTED = 6
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -142,6 +145,7 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             ["robustness", "report"],
             ["robustness"],
             [tables["withstands"]] if "withstands" in tables else [],
+            folded=[tables["overlap"]] if "overlap" in tables else [],
         ),
         Section(
             "robustness",
@@ -245,8 +249,15 @@ def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answe
             *_best(rows, results.pairs, labels),
             *_baseline(rows, results.pairs, labels, params.report.baseline),
             *_cold(results.popularity[results.popularity["dataset"] == name], labels, claims, name),
-            *_robust(results.robustness[results.robustness["dataset"] == name], readers, labels),
+            *_robust(
+                results.robustness[results.robustness["dataset"] == name],
+                _of_histories(results.kept_tests, name),
+                readers,
+                labels,
+            ),
             *_threatened(results, params.robustness, name, labels),
+            *_pushed(results.promotions[results.promotions["dataset"] == name], labels),
+            *_poisoned(results.poisoning[results.poisoning["dataset"] == name], labels),
             *_transferred(results.transfer[results.transfer["dataset"] == name], labels),
             *_added(results.differences[results.differences["dataset"] == name], labels),
             *_declared(claims, name, block.label, params),
@@ -315,7 +326,7 @@ def _cold(rows: pd.DataFrame, labels: dict[str, str], claims: list[Claim], datas
     return [sentence + "."]
 
 
-def _robust(frame: pd.DataFrame, readers: set[str], labels: dict[str, str]) -> list[str]:
+def _robust(frame: pd.DataFrame, tests: pd.DataFrame, readers: set[str], labels: dict[str, str]) -> list[str]:
     """Who keeps what under corrupted histories, of trained methods that read them."""
     frame = frame[frame["method"].isin(readers) & (frame["budget"] > 0)]
     means = frame.groupby("method", sort=False)[[HEADLINE, "relative"]].mean().dropna()
@@ -327,15 +338,39 @@ def _robust(frame: pd.DataFrame, readers: set[str], labels: dict[str, str]) -> l
         f"NDCG@10 left of {len(means)} trained methods that read them, {means[HEADLINE].max():.4f}; "
         f"{labels[str(steady)]} keeps the largest share, {100 * means['relative'].max():.0f} %, "
         f"{labels[str(means['relative'].idxmin())]} the smallest, {100 * means['relative'].min():.0f} %; "
-        f"{frame['users'].iloc[0]:,} users, not tested."
+        f"{frame['users'].iloc[0]:,} users, means not tested."
     )
-    return [sentence]
+    return [sentence, *_kept_of_histories(tests, labels)]
+
+
+def _of_histories(tests: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    if tests.empty:
+        return tests
+    return tests[(tests["dataset"] == dataset) & (tests["surface"] == threats.HISTORY)]
+
+
+def _kept_of_histories(tests: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+    """What the tests of the declared pairs establish, kinds of one pair together."""
+    if tests.empty:
+        return []
+    sure = tests[tests["verdict"] != "undecided"]
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for row in sure.to_dict("records"):
+        names = (row["method_a"], row["method_b"])
+        keeps, other = names if row["verdict"] == "better" else names[::-1]
+        found.setdefault((keeps, other), {})[row["condition"]] = None
+    said = [f"{labels[a]} more than {labels[b]} ({', '.join(kinds)})" for (a, b), kinds in found.items()]
+    listed = f": {'; '.join(said)}" if 0 < len(said) <= LISTED else ""
+    return [
+        f"Of {len(tests)} tests of what declared pairs keep of them, {len(sure)} are decided{listed}; "
+        "all are in the table of tests."
+    ]
 
 
 def _threatened(
     results: Results, settings: RobustnessParams, dataset: str, labels: dict[str, str]
 ) -> list[str]:
-    """Which method to pick for which threat: who has most left under the worst attack.
+    """Which method to pick for which threat: who has most left under the worst attack, and what is tested.
 
     Told at the largest budget at which anybody stands: beyond it, who has a little more left is chance.
     """
@@ -354,23 +389,79 @@ def _threatened(
             continue
         there = rows[rows["budget"] == told]
         most, steady = there.loc[there[HEADLINE].idxmax()], there.loc[there["relative"].idxmax()]
+        tests = results.kept_tests if most["condition"] == threats.MISSING else results.loss_tests
         sentence = (
             f"With {threat} at budget {told:g}, {labels[most['method']]} has the highest NDCG@10 left of "
             f"{len(there)} methods, {most[HEADLINE]:.4f} of {most[f'clean_{HEADLINE}']:.4f} clean; "
             f"{labels[steady['method']]} keeps the largest share, {100 * steady['relative']:.0f} % "
-            f"({most['users']:,} users, not tested)"
+            f"({most['users']:,} users; {_tested(tests, most, labels)})"
         )
         if told < best.index.max():
             sentence += f"; at more than that, nobody keeps {100 * STANDS:.0f} %"
-        scope = "table" if str(threat).endswith(threats.WHOLE) else "row"
-        place = f"{most['surface']}, {most['norm']}, {scope}"
-        where = (threats.attack_name(most["condition"], settings), place, float(told))
-        is_near = [threats.concerns(about, *where) for about in flags["about"]]
-        warned = set(flags.loc[is_near, "method"]) if most["condition"] != threats.MISSING else set()
+        warned = threats.warned(flags, most, settings)
         named = dict.fromkeys(row["method"] for row in (most, steady) if row["method"] in warned)
         if named:
             sentence += f"; the checks warn about this attack on {' and '.join(labels[m] for m in named)}"
         sentences.append(sentence + ".")
+    return sentences
+
+
+def _tested(tests: pd.DataFrame, at: pd.Series, labels: dict[str, str]) -> str:
+    """What the tests of declared pairs say of the condition of `at`, a row of attacks."""
+    if tests.empty:
+        return "no pair tested"
+    keys = ["dataset", *threats.CURVE]
+    there = tests[(tests[keys] == at[keys]).all(axis=1)]
+    if there.empty:
+        return "no pair tested"
+    sure = there[there["verdict"] != "undecided"]
+    said = [
+        f"{labels[a]} keeps {'more' if verdict == 'better' else 'less'} than {labels[b]}"
+        for a, b, verdict in zip(sure["method_a"], sure["method_b"], sure["verdict"], strict=True)
+    ]
+    if not said:
+        return f"of {len(there)} declared pairs a test sets none apart"
+    listed = f": {'; '.join(said)}" if len(said) <= LISTED else ""
+    return f"of {len(there)} declared pairs tests set apart {len(said)}{listed}"
+
+
+def _pushed(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+    """Through which surface an attacker brings an item furthest, and with whom."""
+    sentences = []
+    for (_, surface), own in rows.groupby(["condition", "surface"], sort=False):
+        there = own[own["budget"] == own["budget"].max()]
+        most, least = there.loc[there["attacked"].idxmax()], there.loc[there["attacked"].idxmin()]
+        budget = f"{there['budget'].iloc[0]:g}"
+        if not most["attacked"] > 0:
+            sentence = f"Pushed by its {surface} at budget {budget}, an item enters nobody's first 10."
+        else:
+            sentence = (
+                f"Pushed by its {surface} at budget {budget}, an item enters the first 10 of "
+                f"{100 * most['attacked']:.1f} % of the users new to it with {labels[most['method']]} "
+                f"({100 * most['clean']:.1f} % before)"
+            )
+            if len(there) > 1:
+                sentence += f", of {100 * least['attacked']:.1f} % with {labels[least['method']]}"
+            sentence += f" ({len(there)} method{'s' if len(there) > 1 else ''}, not tested)."
+        sentences.append(sentence)
+    return sentences
+
+
+def _poisoned(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+    """Whom fake users bring to show what they push, at the largest share of them."""
+    sentences = []
+    for condition, own in rows[rows["share"] > 0].groupby("condition", sort=False):
+        there = own[own["share"] == own["share"].max()]
+        most, least = there.loc[there["exposure"].idxmax()], there.loc[there["exposure"].idxmin()]
+        said = [
+            f"{100 * row['exposure']:.1f} % of real users new to it with {labels[row['method']]} "
+            f"(seeds {100 * row['exposure_low']:.1f} to {100 * row['exposure_high']:.1f})"
+            for row in ([most, least] if len(there) > 1 else [most])
+        ]
+        sentences.append(
+            f"With {100 * there['share'].iloc[0]:g} % fake users ({condition}), a pushed item enters the "
+            f"first 10 of {', of '.join(said)}; not tested."
+        )
     return sentences
 
 

@@ -195,7 +195,10 @@ def _threats(
             threats.loss_tests(own["attack"], evidence.params, evidence.deterministic, draws, rng)
         )
         found["flags"].append(threats.flags(evidence.of(dataset)))
-    return {name: _joined(frames) for name, frames in found.items()}
+    frames = {name: _joined(parts) for name, parts in found.items()}
+    if len(frames["loss_tests"]):
+        frames["loss_tests"]["flagged"] = threats.flagged(frames["loss_tests"], frames["flags"], settings)
+    return frames
 
 
 def _kept_tests(

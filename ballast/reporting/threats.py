@@ -4,7 +4,8 @@ A threat is a condition on a surface: PGD on pictures is another threat than PGD
 are the same for every method, so that rows of one threat can be compared, and rows of two cannot.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from ballast.robustness.summary import frontier as unbeaten
 
 KEYS = ["dataset", "method"]
 CURVE = ["condition", "surface", "norm", "budget"]
+Key = tuple[str, str, str, float]  # CURVE
 HISTORY = "history"
 MISSING = "missing"
 PIXELS = "pixels"
@@ -167,6 +169,40 @@ def concerns(about: str, attack: str, place: str, budget: float) -> bool:
     return is_same and "promoting" not in there and bool(np.isclose(float(at), budget))
 
 
+def overlap(histories: pd.DataFrame, attacks: pd.DataFrame, settings: RobustnessParams) -> pd.DataFrame:
+    """Rank-biased overlap of each method's first 10 before and after: as `withstands`, of whole lists.
+
+    rbo: 1 where the lists are the same, mean over users, seeds and the budgets tested.
+    """
+    both = [named(histories, settings), worst(attacks)]
+    frame = pd.concat([frame for frame in both if len(frame)] or both)
+    tested = frame[frame["budget"] > 0].groupby([*KEYS, "threat"], sort=False)
+    return tested.agg(rbo=("rbo", "mean"), users=("users", "first")).reset_index()
+
+
+def warned(flags: pd.DataFrame, at: pd.Series, settings: RobustnessParams) -> set[str]:
+    """The methods whose checks warn about the attack `at`, a row of attacks or of tests with its CURVE.
+
+    flags: of the same dataset.
+    """
+    if at["condition"] not in settings.attacks:
+        return set()
+    block = settings.attacks[at["condition"]].attack
+    place = f"{at['surface']}, {at['norm']}, {block.get('scope', 'row')}"
+    where = (str(block["name"]), place, float(at["budget"]))
+    return set(flags.loc[[concerns(about, *where) for about in flags["about"]], "method"])
+
+
+def flagged(tests: pd.DataFrame, flags: pd.DataFrame, settings: RobustnessParams) -> list[str]:
+    """Of each test of what is kept under attack, which of its two methods the checks warn about there."""
+    found = []
+    for row in tests.to_dict("records"):
+        own = flags[flags["dataset"] == row["dataset"]]
+        named = warned(own, pd.Series(row), settings)
+        found.append(" ".join(name for name in (row["method_a"], row["method_b"]) if name in named))
+    return found
+
+
 def area(curves: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Share of NDCG@10 kept, mean over the budgets tested: budgets count alike, however they are spaced.
 
@@ -229,7 +265,8 @@ def loss_tests(
     """Paired tests on the share of NDCG@10 that two methods keep, at every budget of what both met.
 
     Shares, since who has less to lose loses less. Pairs are those that params.yaml declares. One family a
-    dataset, so that picking the budget at which a pair looks best is paid for. "better": method_a keeps more.
+    dataset, so that picking the budget at which a pair looks best is paid for. Random directions are no
+    attack, and no part of it. "better": method_a keeps more.
     """
     wanted = [pair for pair in params.report.declared_pairs() if set(pair) <= set(parts)]
     kept = {name: _kept(parts[name]) for name in {name for pair in wanted for name in pair}}
@@ -239,7 +276,12 @@ def loss_tests(
         for name, found in kept.items()
         for key, share in found.items()
     }
-    met = [(a, b, key) for a, b in wanted for key in kept[a] if key in kept[b]]
+    met = [
+        (a, b, key)
+        for a, b in wanted
+        for key in kept[a]
+        if key in kept[b] and attack_name(key[0], params.robustness) != RANDOM
+    ]
     if not met:
         return pd.DataFrame(columns=["dataset"])
     tests = judge(compare(scores, [(f"{a} {key}", f"{b} {key}") for a, b, key in met], draws, rng))
@@ -249,19 +291,19 @@ def loss_tests(
     return tests
 
 
-def _kept(table: pd.DataFrame) -> dict[Hashable, np.ndarray]:
+def _kept(table: pd.DataFrame) -> dict[Key, np.ndarray]:
     """(S, U) values whose mean is the share of NDCG@10 kept, by condition, surface, norm and budget.
 
     A ratio of means is no mean over users: each user's value is the share plus what the user moves it by, to
     first order (the delta method). Of who has nothing to lose there is no share, and no entry.
     """
     seeds = table["seed"].nunique()
-    found: dict[Hashable, np.ndarray] = {}
+    found: dict[Key, np.ndarray] = {}
     for key, own in table.groupby(CURVE, sort=False):
         noisy, clean = (own[name].to_numpy().reshape(seeds, -1) for name in ("noisy", "clean"))
         if clean.mean() > 0:
             share = noisy.mean() / clean.mean()
-            found[key] = share + (noisy - share * clean) / clean.mean()
+            found[cast(Key, key)] = share + (noisy - share * clean) / clean.mean()
     return found
 
 
