@@ -271,7 +271,9 @@ def test_only_attention_across_users_needs_company_of_equal_length(toy_info: Dat
         assert torch.allclose(alone, together, atol=1e-5) == is_independent
 
 
-@pytest.mark.parametrize(("settings", "leaks"), [({}, False), ({"decoder_mask": "none"}, True)])
+@pytest.mark.parametrize(
+    ("settings", "leaks"), [({}, False), ({"decoder_mask": "none"}, True), (RELEASED, False)]
+)
 def test_a_later_item(settings: dict[str, Any], leaks: bool, toy_info: DatasetInfo) -> None:
     """Batch attention has no leak of its own; mended without a mask, it does."""
     model = built(toy_info, **settings)
@@ -460,6 +462,10 @@ def test_the_control_has_no_noise_left(toy_info: DatasetInfo) -> None:
         ({**FULL, "legacy_batch_attention": True}, "belongs to conditioning: step"),
         ({"reverse_steps": 5}, r"reverse_steps: between 1 and steps \(4\)"),
         ({"draws": 0}, "draws: at least 1"),
+        ({"draws": 2}, "draws: more than 1 needs"),
+        ({**FULL, "negatives": "noised"}, "negatives, .*: belong to conditioning: step"),
+        ({**FULL, "inference_noise": True}, "inference_noise: belong to conditioning: step"),
+        ({"contrast_positions": "all"}, "contrast_positions: all needs aug_targets: as_placed"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str, toy_info: DatasetInfo) -> None:

@@ -13,21 +13,23 @@ is computed as the linear map that remains; its output before that has no step i
 all T.
 
 Departs from the authors' code, each with the field that restores it:
-- attention runs within a user's history, not across the batch: `legacy_batch_attention`;
-- the decoder sees no later item and no padding (that defect alone mended, a leak is left): `decoder_mask:
-  none`;
+- attention runs within a user's history, not across the batch: `legacy_batch_attention`, which no decoder
+  mask applies to;
+- the decoder sees no later item and no padding: `decoder_mask: none` (the leak that is left where the
+  attention alone is mended);
 - every loss of a view counts its positions alike, not by their item ids: `aug_mask: item_id`;
 - all three augmentations are drawn, where only one ever was: `augmentations: [reorder]`;
-- a view's position keeps the target of the item it holds, and is left out where reordering has shown its
-  target: `aug_targets: as_placed` (the targets stay where they were, so that a cropped view's belong to
-  other items);
+- a cropped view's position keeps the target of the item it holds; a reordered one's is that of its place,
+  and the position is left out where reordering has shown it: `aug_targets: as_placed` (the targets stay
+  where they were, so that a cropped view's belong to other items);
 - the cross-view contrast is of two augmented views: `cross_views: original` (one of them the history
   itself);
-- padding is no part of the contrast: `contrast_positions: all`;
+- padding is no part of it: `contrast_positions: all`, for views whose targets stay in place;
 - negatives are items, never the mask: `mask_as_negative`;
 - inference is the mean: `inference_noise` (one draw at the first step);
-- inner products: `similarity: cosine`; seen items keep their scores: `zero_seen` (then, in the unmasked
-  ranks alone, they beat what scores below 0; the evaluator's mask makes up for it).
+- inner products: `similarity: cosine`; seen items keep their scores: `zero_seen`, of the last `max_len` (the
+  code: of the whole history; in the unmasked ranks alone they beat what scores below 0).
+- Views are of the last `max_len` items, not made of the whole history and cut to them.
 
 Beyond the code: it never shows the decoder a noised item, so T steps are T biases. `conditioning: full`
 does: a noised target of unit variance, on top of its position's c, queries c, the decoder
@@ -360,6 +362,14 @@ def _check(config: Any) -> None:
         raise BallastError("model.noise: conditioning: full without noise would be shown the target")
     if config.conditioning == "full" and config.legacy_batch_attention:
         raise BallastError("model.legacy_batch_attention: belongs to conditioning: step")
+    if config.conditioning == "full" and (config.negatives == "noised" or config.inference_noise):
+        raise BallastError("model.negatives, model.inference_noise: belong to conditioning: step")
+    if config.contrast_positions == "all" and config.augmentations and config.aug_targets == "aligned":
+        raise BallastError(
+            "model.contrast_positions: all needs aug_targets: as_placed, where positions pair up"
+        )
+    if config.draws > 1 and config.conditioning == "step" and not config.inference_noise:
+        raise BallastError("model.draws: more than 1 needs conditioning: full or inference_noise")
     if config.draws < 1:
         raise BallastError(f"model.draws: at least 1, got {config.draws}")
     checked_reverse_steps(config.reverse_steps, config.steps)
