@@ -5,6 +5,7 @@ Single-column figures, five inches wide, so that the same drawing reads on a pho
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ MARKERS = ("o", "s", "^", "D")
 GREY = "#888888"  # methods without training: the ground everything else stands on
 INK = "#1f2328"  # text and axes; becomes the page's own text colour in the SVG
 WIDTH = 5.0  # inches
+NAME_WIDTH = 44  # characters of a line beside a row
 CROWD = 12  # curves that can be told apart in one panel
 NAMED = 8  # of more than those, the ones that are named
 
@@ -324,11 +326,13 @@ def gains(
             (str(name), rows.sort_values("gain")) for name, rows in frame.groupby("dataset", sort=False)
         ]
         is_mixed = not over and frame.groupby("dataset")["reference"].nunique().max() > 1
-        row_height = 0.38 if is_mixed else 0.3
+        named = [_gain_names(rows, style, is_mixed) for _, rows in groups]
+        lines = max(name.count("\n") + 1 for names in named for name in names)
+        row_height = 0.04 + max(0.26, 0.17 * lines)
         figure, axes = _panels(
             [titles[name] for name, _ in groups], [row_height * len(rows) + 0.2 for _, rows in groups]
         )
-        for axis, (_, rows) in zip(axes, groups, strict=True):
+        for axis, names, (_, rows) in zip(axes, named, groups, strict=True):
             axis.axvline(0, color=INK, linewidth=0.8)
             left, right = _without_outliers(100 * rows["gain"], 100 * rows["low"], 100 * rows["high"])
             for place, row in enumerate(rows.to_dict("records")):
@@ -344,12 +348,7 @@ def gains(
                     axis.plot(edge, place, arrow, color=colour, markerfacecolor=fill)
                 beside = axis.get_yaxis_transform()
                 axis.text(1.03, place, f"{gain:+.1f} %", fontsize=8, va="center", transform=beside)
-            names, what = [style[method].label for method in rows["method"]], over
-            if not over:
-                others = [style[name].label for name in rows["reference"]]
-                what = "the other" if is_mixed else others[0]
-                if is_mixed:
-                    names = [f"{name}\nover {other}" for name, other in zip(names, others, strict=True)]
+            what = over or ("the other" if is_mixed else style[rows["reference"].iloc[0]].label)
             axis.set_yticks(range(len(rows)), names)
             axis.set_ylim(-0.6, len(rows) - 0.4)
             axis.margins(x=0.05)
@@ -360,6 +359,15 @@ def gains(
             axis.grid(axis="x")
         figure.set_layout_engine("constrained", hspace=0.04)
     return figure
+
+
+def _gain_names(rows: pd.DataFrame, style: Mapping[str, Look], is_mixed: bool) -> list[str]:
+    """What stands beside each gain, broken where it would take the room of the axis."""
+    names = [textwrap.fill(style[method].label, NAME_WIDTH) for method in rows["method"]]
+    if not is_mixed:
+        return names
+    others = [textwrap.fill(f"over {style[name].label}", NAME_WIDTH) for name in rows["reference"]]
+    return [f"{name}\n{other}" for name, other in zip(names, others, strict=True)]
 
 
 def forest(frame: pd.DataFrame, what: str) -> Figure:
