@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from ballast.data import schemas
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import ndcg
-from ballast.params import AttackParams, RobustnessParams, load
-from ballast.reporting import evidence, plots, results, study_figures, tables, threats, variants
+from ballast.params import AttackParams, DatasetParams, PoisonParams, RobustnessParams, SourceParams, load
+from ballast.reporting import evidence, plots, poisoning, results, study_figures, tables, threats, variants
 from ballast.reporting import page as answers
 from ballast.reporting.claims import default_claims
 
@@ -518,6 +519,40 @@ def test_exposure_of_pushed_items(attacked):
     assert frame["users"].tolist() == pytest.approx([ATTACKED_USERS - 15] * len(frame))
 
 
+def test_what_pushed_items_gain_is_tested(attacked):
+    frame, gains = table(attacked, "promotion_tests"), table(attacked, "promotions").set_index("method")
+    assert {"push"} == set(frame["condition"])
+    for row in frame.to_dict("records"):
+        for name, side in ((row["method_a"], "mean_a"), (row["method_b"], "mean_b")):
+            own = gains.loc[[name]]
+            own = own[own["budget"] == row["budget"]].iloc[0]
+            assert row[side] == pytest.approx(own["attacked"] - own["clean"], abs=0.05)
+    assert set(frame["verdict"]) == {"undecided"}  # all gain alike
+    assert "Paired tests of what pushed items gain" in (attacked / "reports/index.html").read_text()
+
+
+def test_gains_of_pushed_items_are_of_users_who_have_not_met_them():
+    """Two items, of which the first user has met one."""
+    rows = pd.DataFrame(
+        [
+            (1, 1, 0, 50, 3),
+            (1, 2, 0, 50, 3),
+            (2, 2, 0, 50, 11),
+            (1, 1, 1, 5, 3),
+            (1, 2, 1, 50, 3),
+            (2, 2, 1, 50, 3),
+        ],
+        columns=["item", "user_id", "seed", "clean_rank", "rank"],
+    )
+    rows["condition"] = "push-" + rows["item"].astype(str)
+    settings = AttackParams(attack={"name": "pgd", "goal": "promote"}, budgets=[0.1], surfaces=["items"])
+    settings = RobustnessParams(attacks={"push": settings}, pushed=2)
+    rows = rows.assign(surface="items", norm="l2", budget=0.1)
+    (gained,) = threats._gained(rows, settings).items()
+    assert gained[0] == ("push", "items", "l2", 0.1)
+    assert gained[1].tolist() == [[1, 0.5], [0, 1]]
+
+
 def test_warnings_stand_beside_the_verdict(attacked):
     frame = table(attacked, "flags")
     assert frame["seeds"].tolist() == [2, 2]
@@ -583,21 +618,33 @@ def test_the_answer_tells_of_pushed_items_and_of_fake_users():
         | {"clean": [0.0, 0.01, 0.0], "attacked": [0.9, 0.25, 0.5]}
     )
     labels = {"a": "A", "b": "B"}
-    assert answers._pushed(rows, labels) == [
-        "Pushed by its image at budget 0.2, an item enters the first 10 of 50.0 % of the users new to it "
-        "with B (0.0 % before), of 25.0 % with A (2 methods, not tested)."
-    ]
-    (nobody,) = answers._pushed(rows.assign(attacked=0.0), labels)
+    rows = rows.assign(dataset="toys", norm="l2")
+    at = {"dataset": "toys", "condition": "promote", "surface": "image", "norm": "l2", "budget": 0.2}
+    tests = pd.DataFrame([{**at, "method_a": "b", "method_b": "a", "verdict": "more"}])
+    for found, tested in [
+        (tests, "of 1 declared pairs tests set apart 1: B lets it gain more than A"),
+        (tests.assign(verdict="undecided"), "of 1 declared pairs a test sets none apart"),
+        (tests.assign(budget=0.1), "no pair tested"),
+    ]:
+        assert answers._pushed(rows, found, labels) == [
+            "Pushed by its image at budget 0.2, an item enters the first 10 of 50.0 % of the users new to it "
+            f"with B (0.0 % before), of 25.0 % with A (2 methods; {tested})."
+        ]
+    (nobody,) = answers._pushed(rows.assign(attacked=0.0), tests, labels)
     assert nobody == "Pushed by its image at budget 0.2, an item enters nobody's first 10."
     fakes = pd.DataFrame(
         {"condition": "random", "share": [0.0, 0.01, 0.05, 0.05], "method": ["a", "a", "a", "b"]}
+        | {"dataset": "toys"}
         | {"exposure": [0.9, 0.9, 0.1, 0.2], "exposure_low": 0.05, "exposure_high": 0.3}
     )
-    (said,) = answers._poisoned(fakes, labels)
+    at = {"dataset": "toys", "condition": "random", "share": 0.05}
+    tests = pd.DataFrame([{**at, "method_a": "a", "method_b": "b", "verdict": "less"}])
+    (said,) = answers._poisoned(fakes, tests, labels)
     assert said.startswith(
         "With 5 % fake users (random), a pushed item enters the first 10 of 20.0 % of real"
     )
     assert "with B (seeds 5.0 to 30.0), of 10.0 %" in said
+    assert said.endswith("over seeds, of 1 declared pairs tests set apart 1: A lets it gain less than B.")
 
 
 def told_of(kept, flags=(), others=(), tests=None):
@@ -944,7 +991,59 @@ def test_fake_users_are_set_against_their_control(altered):
     curve = pd.read_csv(altered / "reports/figures/poisoning-injection.csv").query("method == 'sasrec'")
     assert curve["share"].tolist() == [0.0, 0.1]
     assert curve["exposure"].tolist() == pytest.approx([0.02, 0.21])
-    assert "Fake users in training" in (altered / "reports/index.html").read_text()
+    page = (altered / "reports/index.html").read_text()
+    assert "Fake users in training" in page
+    assert page.count("With 10 % fake users (injection)") == 1
+
+
+def test_what_fake_users_gain_is_tested_over_seeds():
+    """Gains are above the control's, seed by seed; one family of all attacks and shares."""
+    exposed = {
+        ("control", "a"): [0.01, 0.02, 0.03], ("half", "a"): [0.21, 0.23, 0.22],
+        ("all", "a"): [0.3, 0.4, 0.5],
+        ("control", "b"): [0.0], ("half", "b"): [0.1], ("all", "b"): [0.1],
+        ("control", "c"): [0.0, 0.0, 0.0], ("half", "c"): [0.1, 0.1, 0.1], ("all", "c"): [0.1, 0.4, 0.2],
+    }  # fmt: skip
+    poison = {"control": 0.0, "half": 0.05, "all": 0.1}
+    blocks = {
+        name: DatasetParams(
+            label=name,
+            terms="",
+            source=SourceParams(),
+            reader={"name": "amazon"},
+            seeds=[0, 1, 2],
+            poison=PoisonParams(attack={"name": "random"}, share=share),
+        )
+        for name, share in poison.items()
+    }
+    pairs = [("a", "b"), ("c", "a"), ("c", "b")]
+    params = SimpleNamespace(datasets=blocks, report=SimpleNamespace(declared_pairs=lambda: pairs))
+    cells = {
+        key: SimpleNamespace(
+            evaluate={"seeds": {str(s): {"pushed_exposure@10": v} for s, v in enumerate(values)}}
+        )
+        for key, values in exposed.items()
+    }
+    found = SimpleNamespace(params=params, cells=cells, deterministic=frozenset("b"))
+    rows = [
+        {"dataset": "control", "variant": name, "method": method, "condition": "random", "users": 100}
+        | {"share": share}
+        for name, share in poison.items()
+        for method in "abc"
+    ]
+    tests = poisoning.tests(found, pd.DataFrame(rows)).set_index(["share", "method_a", "method_b"])
+    assert len(tests) == 6
+    first = tests.loc[(0.05, "a", "b")]
+    assert (first["mean_a"], first["mean_b"]) == pytest.approx((0.2, 0.1))
+    gained = np.array([0.20, 0.21, 0.19])
+    p = stats.ttest_1samp(gained, 0.1).pvalue
+    assert first["p"] == pytest.approx(p)
+    same = tests.loc[(0.05, "c", "b")]
+    assert (same["difference"], same["p"], same["verdict"]) == (0, 1, "undecided")
+    assert first["p_holm"] == pytest.approx(min(1, 6 * p))  # the smallest of the six
+    assert first["verdict"] == "more"
+    assert tests.loc[(0.05, "c", "a"), "verdict"] == "less"
+    assert (tests.loc[0.1, "verdict"] == "undecided").all()
 
 
 def test_changes_at_the_ends_of_a_history_share_a_figure(altered):

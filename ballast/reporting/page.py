@@ -24,6 +24,10 @@ STANDS = 0.2
 # Pairs that a sentence lists; of more it gives their number.
 LISTED = 6
 
+# What a method does beside the other of its pair, by the verdict.
+KEEPS = {"better": "keeps more", "worse": "keeps less"}
+GAINS = {"more": "lets it gain more", "less": "lets it gain less"}
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -163,7 +167,11 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             "Item vectors and content are changed within a budget, or taken away: what is left of NDCG@10.",
             ["robustness", "report"],
             ["robustness.attacks", "robustness.missing", "robustness.attack_users", *_PAIRS],
-            [tables[name] for name in ("attacks", "loss_tests", "promotions") if name in tables],
+            [
+                tables[name]
+                for name in ("attacks", "loss_tests", "promotions", "promotion_tests")
+                if name in tables
+            ],
             [drawing for name, drawing in figures.items() if name.startswith(("threat", "frontier"))],
             [tables["flags"]] if "flags" in tables else [],
         ),
@@ -172,8 +180,8 @@ def sections(tables: dict[str, Table], figures: dict[str, Drawing]) -> list[Sect
             "Fake users in training",
             "Fake users push items, methods are trained anew: who is shown them, and what accuracy is lost.",
             ["preprocess", "train", "evaluate", "report"],
-            ["datasets.*.poison"],
-            [tables["poisoning"]] if "poisoning" in tables else [],
+            ["datasets.*.poison", "report.versus"],
+            [tables[name] for name in ("poisoning", "poisoning_tests") if name in tables],
             [drawing for name, drawing in figures.items() if name.startswith("poisoning")],
         ),
         Section(
@@ -241,10 +249,13 @@ def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answe
     labels = {name: block.label for name, block in params.all_methods().items()}
     trained = set(results.cost.loc[results.cost["epochs"] > 0, "method"])
     readers = trained - threats.deaf(params)
-    found = []
+    found, of_fakes = [], results.poisoning
     for dataset, rows in best_first(results.accuracy).groupby("dataset", sort=False):
         name = str(dataset)
         block = params.datasets[name]
+        # Told once, where the first of the datasets is told of that differ in their fake users alone.
+        is_own = of_fakes["dataset"] == variants.base(params, name)
+        fakes, of_fakes = of_fakes[is_own], of_fakes[~is_own]
         sentences = [
             *_best(rows, results.pairs, labels),
             *_baseline(rows, results.pairs, labels, params.report.baseline),
@@ -256,8 +267,10 @@ def answers(results: Results, params: Params, claims: list[Claim]) -> list[Answe
                 labels,
             ),
             *_threatened(results, params.robustness, name, labels),
-            *_pushed(results.promotions[results.promotions["dataset"] == name], labels),
-            *_poisoned(results.poisoning[results.poisoning["dataset"] == name], labels),
+            *_pushed(
+                results.promotions[results.promotions["dataset"] == name], results.promotion_tests, labels
+            ),
+            *_poisoned(fakes, results.poisoning_tests, labels),
             *_transferred(results.transfer[results.transfer["dataset"] == name], labels),
             *_added(results.differences[results.differences["dataset"] == name], labels),
             *_declared(claims, name, block.label, params),
@@ -390,11 +403,12 @@ def _threatened(
         there = rows[rows["budget"] == told]
         most, steady = there.loc[there[HEADLINE].idxmax()], there.loc[there["relative"].idxmax()]
         tests = results.kept_tests if most["condition"] == threats.MISSING else results.loss_tests
+        tested = _tested(tests, most, threats.CURVE, labels, KEEPS)
         sentence = (
             f"With {threat} at budget {told:g}, {labels[most['method']]} has the highest NDCG@10 left of "
             f"{len(there)} methods, {most[HEADLINE]:.4f} of {most[f'clean_{HEADLINE}']:.4f} clean; "
             f"{labels[steady['method']]} keeps the largest share, {100 * steady['relative']:.0f} % "
-            f"({most['users']:,} users; {_tested(tests, most, labels)})"
+            f"({most['users']:,} users; {tested})"
         )
         if told < best.index.max():
             sentence += f"; at more than that, nobody keeps {100 * STANDS:.0f} %"
@@ -406,17 +420,22 @@ def _threatened(
     return sentences
 
 
-def _tested(tests: pd.DataFrame, at: pd.Series, labels: dict[str, str]) -> str:
-    """What the tests of declared pairs say of the condition of `at`, a row of attacks."""
+def _tested(
+    tests: pd.DataFrame, at: pd.Series, by: Sequence[str], labels: dict[str, str], says: dict[str, str]
+) -> str:
+    """What the tests of declared pairs say of the condition of `at`, told by the columns `by`.
+
+    says: what a method does beside the other, by verdict.
+    """
     if tests.empty:
         return "no pair tested"
-    keys = ["dataset", *threats.CURVE]
+    keys = ["dataset", *by]
     there = tests[(tests[keys] == at[keys]).all(axis=1)]
     if there.empty:
         return "no pair tested"
     sure = there[there["verdict"] != "undecided"]
     said = [
-        f"{labels[a]} keeps {'more' if verdict == 'better' else 'less'} than {labels[b]}"
+        f"{labels[a]} {says[verdict]} than {labels[b]}"
         for a, b, verdict in zip(sure["method_a"], sure["method_b"], sure["verdict"], strict=True)
     ]
     if not said:
@@ -425,7 +444,7 @@ def _tested(tests: pd.DataFrame, at: pd.Series, labels: dict[str, str]) -> str:
     return f"of {len(there)} declared pairs tests set apart {len(said)}{listed}"
 
 
-def _pushed(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+def _pushed(rows: pd.DataFrame, tests: pd.DataFrame, labels: dict[str, str]) -> list[str]:
     """Through which surface an attacker brings an item furthest, and with whom."""
     sentences = []
     for (_, surface), own in rows.groupby(["condition", "surface"], sort=False):
@@ -442,12 +461,13 @@ def _pushed(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
             )
             if len(there) > 1:
                 sentence += f", of {100 * least['attacked']:.1f} % with {labels[least['method']]}"
-            sentence += f" ({len(there)} method{'s' if len(there) > 1 else ''}, not tested)."
+            tested = _tested(tests, most, threats.CURVE, labels, GAINS)
+            sentence += f" ({len(there)} method{'s' if len(there) > 1 else ''}; {tested})."
         sentences.append(sentence)
     return sentences
 
 
-def _poisoned(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
+def _poisoned(rows: pd.DataFrame, tests: pd.DataFrame, labels: dict[str, str]) -> list[str]:
     """Whom fake users bring to show what they push, at the largest share of them."""
     sentences = []
     for condition, own in rows[rows["share"] > 0].groupby("condition", sort=False):
@@ -458,9 +478,10 @@ def _poisoned(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
             f"(seeds {100 * row['exposure_low']:.1f} to {100 * row['exposure_high']:.1f})"
             for row in ([most, least] if len(there) > 1 else [most])
         ]
+        tested = _tested(tests, most, ["condition", "share"], labels, GAINS)
         sentences.append(
             f"With {100 * there['share'].iloc[0]:g} % fake users ({condition}), a pushed item enters the "
-            f"first 10 of {', of '.join(said)}; not tested."
+            f"first 10 of {', of '.join(said)}; over seeds, {tested}."
         )
     return sentences
 

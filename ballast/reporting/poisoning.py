@@ -6,14 +6,26 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from ballast.evaluation import metrics
 from ballast.evaluation.metrics import HEADLINE
-from ballast.evaluation.statistics import bootstrap_means, percentile_interval
+from ballast.evaluation.statistics import bootstrap_means, judge, percentile_interval, seed_interval
 from ballast.params import Params, PoisonParams
 from ballast.reporting import variants
+from ballast.reporting.differences import shares
 from ballast.reporting.evidence import Cell, Evidence
-from ballast.reporting.tables import Column, Table, interval, labelled, number, percent, text
+from ballast.reporting.tables import (
+    Column,
+    Table,
+    in_pairs,
+    interval,
+    labelled,
+    number,
+    p_value,
+    percent,
+    text,
+)
 
 COLUMNS = (
     "dataset",
@@ -78,6 +90,50 @@ def effects(evidence: Evidence, draws: int, rng: np.random.Generator) -> pd.Data
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def tests(evidence: Evidence, frame: pd.DataFrame) -> pd.DataFrame:
+    """Paired t tests over seeds of the exposure that fake users gain, of the declared pairs of methods.
+
+    A row a pair, attack and share of `frame` (`effects`), one family a dataset. Gained is what is above the
+    exposure without fake users, of the same seed. The fake users and what they push are the same in every
+    seed, so that the tests speak of other runs, not of other items. "more": with method_a they gain more.
+    """
+    rows = []
+    for variant, own in frame[frame["share"] > 0].groupby("variant", sort=False):
+        control = _control(evidence.params, str(variant))
+        for a, b in evidence.params.report.declared_pairs():
+            if not {a, b} <= set(own["method"]) or {a, b} <= evidence.deterministic:
+                continue
+            gained = [
+                np.array(_exposures(evidence.cells[str(variant), name]))
+                - _exposures(evidence.cells[str(control), name])
+                for name in (a, b)
+            ]  # (S,) each, or (1,)
+            difference = gained[0] - gained[1]
+            low, high = seed_interval(difference)
+            # Runs that differ all alike have no t: no difference is sure to be none.
+            p = float(stats.ttest_1samp(difference, 0).pvalue) if np.ptp(difference) else float(low == 0)
+            rows.append(
+                {
+                    **own.iloc[0][["dataset", "condition", "share", "users"]],
+                    "method_a": a,
+                    "method_b": b,
+                    "seeds": len(difference),
+                    "mean_a": gained[0].mean(),
+                    "mean_b": gained[1].mean(),
+                    "difference": difference.mean(),
+                    "relative": np.nan,
+                    "seed_low": low,
+                    "seed_high": high,
+                    "p": p,
+                }
+            )
+    if not rows:
+        return pd.DataFrame(columns=["dataset"])
+    judged = [judge(own) for _, own in pd.DataFrame(rows).groupby("dataset", sort=False)]
+    judgement = pd.concat(judged, ignore_index=True).drop(columns=["relative", "is_noise"])
+    return judgement.replace({"verdict": {"better": "more", "worse": "less"}})
+
+
 def curves(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of `effects` with `low` and `high` of exposure, and the control as share 0 of every attack."""
     poisoned = frame[frame["share"] > 0]
@@ -114,6 +170,30 @@ def table(frame: pd.DataFrame, params: Params, labels: Mapping[str, str]) -> Tab
         "collateral damage, the accuracy for real users relative to the same without fake users."
     )
     return Table("poisoning", "Fake users in training", rows, columns, note, headings=headings)
+
+
+def tests_table(frame: pd.DataFrame, params: Params, labels: Mapping[str, str]) -> Table:
+    """Whether with one method of a declared pair fake users gain more exposure than with the other."""
+    headings = {name: block.label for name, block in params.datasets.items()}
+    shown = in_pairs(frame, labels, headings)
+    shown = shown.sort_values(["block", "condition", "share"], kind="stable")
+    columns = [
+        Column("Attack", text("condition"), is_number=False),
+        Column("Fake users", percent("share")),
+        Column("Gained", percent("mean_a")),
+        Column("By the other", percent("mean_b")),
+        Column("Points more", lambda row: f"{100 * row['difference']:+.1f}"),
+        Column("95 % over seeds", shares("seed_low", "seed_high")),
+        Column("Adjusted p", p_value("p_holm")),
+        Column("Verdict", text("verdict"), is_number=False),
+    ]
+    note = (
+        "Exposure@10 of pushed items above that without fake users. Differences and intervals in points of a "
+        "hundred, seed by seed (paired t test); p adjusted by Holm over all pairs, attacks and shares of a "
+        "dataset. Every seed meets the same fake users and items: this speaks of other runs, not of others."
+    )
+    title = "Paired tests of what fake users gain"
+    return Table("poisoning_tests", title, frame, columns, note, "block", shown=shown)
 
 
 def _change(row: Mapping[Any, Any]) -> str:

@@ -64,11 +64,12 @@ class Results:
     crossed: a row a method, in a study that crosses backbones and losses (factorial.py). sampled: a row a
     method and sampled protocol. noise: a row a method that weighs its training sequences where the noise is
     known, `users` being those with a sequence. Both are means over seeds. attacks, promotions, loss_tests,
-    flags, withstands: see threats.py; empty where no attack is asked for, but for withstands, which has
-    corrupted histories too. kept_tests: like loss_tests, of histories and missing content. transfer: a row
-    an adapted method, and pretraining a row an epoch of what it started from (transfer.py). poisoning: a row
-    a method trained with fake users (poisoning.py). differences: a row a pair that `report.versus` declares
-    (differences.py). draws, chains, schedules: of diffusion models (chains.py).
+    promotion_tests, flags, withstands: see threats.py; empty where no attack is asked for, but for
+    withstands, which has corrupted histories too. kept_tests: like loss_tests, of histories and missing
+    content. transfer: a row an adapted method, and pretraining a row an epoch of what it started from
+    (transfer.py). poisoning: a row a method trained with fake users, poisoning_tests a row a pair of them
+    (poisoning.py). differences: a row a pair that `report.versus` declares (differences.py). draws, chains,
+    schedules: of diffusion models (chains.py).
     """
 
     seeds: pd.DataFrame
@@ -90,12 +91,14 @@ class Results:
     attacks: pd.DataFrame
     promotions: pd.DataFrame
     loss_tests: pd.DataFrame
+    promotion_tests: pd.DataFrame
     flags: pd.DataFrame
     withstands: pd.DataFrame
     kept_tests: pd.DataFrame
     transfer: pd.DataFrame
     pretraining: pd.DataFrame
     poisoning: pd.DataFrame
+    poisoning_tests: pd.DataFrame
     differences: pd.DataFrame
     draws: pd.DataFrame
     chains: pd.DataFrame
@@ -145,6 +148,7 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         transfer=transfer.gains(evidence, pairs),
         pretraining=transfer.curves(evidence),
         poisoning=effects,
+        poisoning_tests=poisoning.tests(evidence, effects),
         **threatened,
         withstands=threats.withstands(robustness, threatened["attacks"], settings),
         differences=differences(evidence, draws, rng),
@@ -153,6 +157,12 @@ def compute(evidence: Evidence, rng: np.random.Generator) -> Results:
         chains=chains.by_steps(evidence),
         schedules=chains.schedules(evidence),
         activity=_activity(evidence, draws, rng),
+        promotion_tests=_joined(
+            [
+                threats.promotion_tests(own["promotion"], evidence.params, evidence.deterministic, draws, rng)
+                for own in groups.values()
+            ]
+        ),
     )
 
 

@@ -51,6 +51,11 @@ def build(results: Results, params: Params, claims: list[Claim]) -> dict[str, Ta
         *([transfer.table(results.transfer, labels, headings)] if len(results.transfer) else []),
         *([chains.table(results.draws, labels, headings)] if len(results.draws) else []),
         *([poisoning.table(results.poisoning, params, labels)] if len(results.poisoning) else []),
+        *(
+            [poisoning.tests_table(results.poisoning_tests, params, labels)]
+            if len(results.poisoning_tests)
+            else []
+        ),
         *([tuning(results, labels, headings)] if len(results.tuning) else []),
         cost(results, labels, headings),
         datasets(results, params),

@@ -131,6 +131,12 @@ def best_first(frame: pd.DataFrame, by: str = HEADLINE) -> pd.DataFrame:
     return frame.loc[keys.sort_values(["dataset", "score"], kind="stable").index].reset_index(drop=True)
 
 
+def in_pairs(frame: pd.DataFrame, labels: Mapping[str, str], headings: Mapping[str, str]) -> pd.DataFrame:
+    """Rows of tests with their `block`: the dataset and the pair of methods."""
+    pairs = zip(frame["dataset"], frame["method_a"], frame["method_b"], strict=True)
+    return frame.assign(block=[f"{headings[d]} · {labels[a]} against {labels[b]}" for d, a, b in pairs])
+
+
 def interval(low: str, high: str, digits: int = 4, spec: str = "") -> Callable[[Row], str]:
     """Shows "low to high", a dash where the interval is undefined."""
 

@@ -255,6 +255,19 @@ def exposures(parts: dict[str, pd.DataFrame], settings: RobustnessParams) -> pd.
     return frame.groupby([*KEYS, *CURVE], sort=False)[names].mean().reset_index()
 
 
+def promotion_tests(
+    parts: dict[str, pd.DataFrame],
+    params: Params,
+    deterministic: frozenset[str],
+    draws: int,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """As `loss_tests`, of the exposure@10 that pushed items gain. "more": with method_a they gain more."""
+    gained = {name: _gained(table, params.robustness) for name, table in parts.items()}
+    tests = _tests(gained, parts, params, deterministic, draws, rng)
+    return tests.replace({"verdict": {"better": "more", "worse": "less"}}) if len(tests) else tests
+
+
 def loss_tests(
     parts: dict[str, pd.DataFrame],
     params: Params,
@@ -268,19 +281,33 @@ def loss_tests(
     dataset, so that picking the budget at which a pair looks best is paid for. Random directions are no
     attack, and no part of it. "better": method_a keeps more.
     """
+    kept = {name: _kept(table) for name, table in parts.items()}
+    return _tests(kept, parts, params, deterministic, draws, rng)
+
+
+def _tests(
+    found: dict[str, dict[Key, np.ndarray]],
+    parts: dict[str, pd.DataFrame],
+    params: Params,
+    deterministic: frozenset[str],
+    draws: int,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Tests of the declared pairs wherever both have values; found: by method, (S, U) by condition."""
     wanted = [pair for pair in params.report.declared_pairs() if set(pair) <= set(parts)]
-    kept = {name: _kept(parts[name]) for name in {name for pair in wanted for name in pair}}
+    tested = {name for pair in wanted for name in pair}
     # Under one name for each method and threat, so that all share their resamples.
     scores = {
-        f"{name} {key}": Scores(share, name in deterministic)
-        for name, found in kept.items()
-        for key, share in found.items()
+        f"{name} {key}": Scores(values, name in deterministic)
+        for name in found
+        if name in tested
+        for key, values in found[name].items()
     }
     met = [
         (a, b, key)
         for a, b in wanted
-        for key in kept[a]
-        if key in kept[b] and attack_name(key[0], params.robustness) != RANDOM
+        for key in found[a]
+        if key in found[b] and attack_name(key[0], params.robustness) != RANDOM
     ]
     if not met:
         return pd.DataFrame(columns=["dataset"])
@@ -305,6 +332,21 @@ def _kept(table: pd.DataFrame) -> dict[Key, np.ndarray]:
             share = noisy.mean() / clean.mean()
             found[cast(Key, key)] = share + (noisy - share * clean) / clean.mean()
     return found
+
+
+def _gained(table: pd.DataFrame, settings: RobustnessParams) -> dict[Key, np.ndarray]:
+    """(S, U) exposure@10 gained by pushed items, mean over those that a user has not met.
+
+    By condition, surface, norm and budget. Who has met them all is no part of it.
+    """
+    rows = table.assign(
+        condition=table["condition"].map(promotions(settings)),
+        gained=(table["rank"] <= 10).astype(float) - (table["clean_rank"] <= 10),
+    )
+    return {
+        cast(Key, key): own.groupby(["seed", "user_id"])["gained"].mean().unstack("user_id").to_numpy()
+        for key, own in rows.groupby(CURVE, sort=False)
+    }
 
 
 def flags(cells: Sequence[Cell]) -> pd.DataFrame:
