@@ -635,7 +635,12 @@ def test_the_answer_tells_of_pushed_items_and_of_fake_users():
     fakes = pd.DataFrame(
         {"condition": "random", "share": [0.0, 0.01, 0.05, 0.05], "method": ["a", "a", "a", "b"]}
         | {"dataset": "toys"}
-        | {"exposure": [0.9, 0.9, 0.1, 0.2], "exposure_low": 0.05, "exposure_high": 0.3}
+        | {
+            "exposure": [0.9, 0.9, 0.1, 0.2],
+            "exposure_low": 0.05,
+            "exposure_high": 0.3,
+            "seeds": [3, 3, 1, 3],
+        }
     )
     at = {"dataset": "toys", "condition": "random", "share": 0.05}
     tests = pd.DataFrame([{**at, "method_a": "a", "method_b": "b", "verdict": "less"}])
@@ -643,7 +648,7 @@ def test_the_answer_tells_of_pushed_items_and_of_fake_users():
     assert said.startswith(
         "With 5 % fake users (random), a pushed item enters the first 10 of 20.0 % of real"
     )
-    assert "with B (seeds 5.0 to 30.0), of 10.0 %" in said
+    assert "with B (seeds 5.0 to 30.0), of 10.0 % of real users new to it with A; over seeds" in said
     assert said.endswith("over seeds, of 1 declared pairs tests set apart 1: A lets it gain less than B.")
 
 

@@ -474,8 +474,12 @@ def _poisoned(rows: pd.DataFrame, tests: pd.DataFrame, labels: dict[str, str]) -
         there = own[own["share"] == own["share"].max()]
         most, least = there.loc[there["exposure"].idxmax()], there.loc[there["exposure"].idxmin()]
         said = [
-            f"{100 * row['exposure']:.1f} % of real users new to it with {labels[row['method']]} "
-            f"(seeds {100 * row['exposure_low']:.1f} to {100 * row['exposure_high']:.1f})"
+            f"{100 * row['exposure']:.1f} % of real users new to it with {labels[row['method']]}"
+            + (
+                f" (seeds {100 * row['exposure_low']:.1f} to {100 * row['exposure_high']:.1f})"
+                if row["seeds"] > 1
+                else ""
+            )
             for row in ([most, least] if len(there) > 1 else [most])
         ]
         tested = _tested(tests, most, ["condition", "share"], labels, GAINS)
