@@ -14,7 +14,7 @@ from ballast.data import schemas
 from ballast.errors import BallastError
 from ballast.models import registry
 from ballast.params import Params
-from ballast.reporting import page, plots, results, study_figures, study_tables, tables, transfer
+from ballast.reporting import answer, page, plots, results, study_figures, study_tables, tables, transfer
 from ballast.reporting.claims import default_claims
 from ballast.reporting.evidence import Cell, Evidence, check
 from ballast.reporting.variants import popularity_of_base
@@ -40,7 +40,7 @@ def main() -> None:
         _write_tables(printed)
         _write_plots(found, params)
         blocks = page.sections(printed, drawings)
-        html = page.render(params, blocks, page.answers(found, params, claims), style)
+        html = page.render(params, blocks, answer.answers(found, params, claims), style)
         with atomic_path(REPORTS / "index.html") as temporary:
             temporary.write_text(html, encoding="utf-8")
         study.write_json(study.METRICS, results.as_metrics(found))

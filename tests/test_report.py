@@ -20,8 +20,8 @@ from ballast.data import schemas
 from ballast.errors import BallastError
 from ballast.evaluation.metrics import ndcg
 from ballast.params import AttackParams, DatasetParams, PoisonParams, RobustnessParams, SourceParams, load
+from ballast.reporting import answer as answers
 from ballast.reporting import evidence, plots, poisoning, results, study_figures, tables, threats, variants
-from ballast.reporting import page as answers
 from ballast.reporting.claims import default_claims
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -581,6 +581,18 @@ def test_the_answer_is_told_where_somebody_stands(kept, said):
     assert "warn" not in sentence
 
 
+def test_a_board_names_whom_to_pick_for_a_threat():
+    others = [("pgd-table", "a", 0.1), ("pgd-table", "b", 0.05)]
+    pick, nobody = picked(
+        (0.9, 0.3, 0.1), others=others, flags=[("b", "sign", "pgd on items, l2, row, rank at 0.2")]
+    )
+    assert (pick.threat, pick.tested) == ("items attacked, 0.2", "none")
+    assert pick.first == answers.Place("B", "0.0300 of 0.1000 (checks warn)")
+    assert pick.second == answers.Place("B", "30 %")
+    assert nobody.threat == "items attacked as one table, 0.1"
+    assert nobody.first == answers.Place("", "nobody keeps 20 %")
+
+
 @pytest.mark.parametrize(
     ("verdicts", "said"),
     [
@@ -617,7 +629,7 @@ def test_the_answer_tells_of_pushed_items_and_of_fake_users():
         {"condition": "promote", "surface": "image", "budget": [0.1, 0.2, 0.2], "method": ["a", "a", "b"]}
         | {"clean": [0.0, 0.01, 0.0], "attacked": [0.9, 0.25, 0.5]}
     )
-    labels = {"a": "A", "b": "B"}
+    labels, settings = {"a": "A", "b": "B"}, RobustnessParams(attacks=ATTACKS)
     rows = rows.assign(dataset="toys", norm="l2")
     at = {"dataset": "toys", "condition": "promote", "surface": "image", "norm": "l2", "budget": 0.2}
     tests = pd.DataFrame([{**at, "method_a": "b", "method_b": "a", "verdict": "more"}])
@@ -626,12 +638,18 @@ def test_the_answer_tells_of_pushed_items_and_of_fake_users():
         (tests.assign(verdict="undecided"), "of 1 declared pairs a test sets none apart"),
         (tests.assign(budget=0.1), "no pair tested"),
     ]:
-        assert answers._pushed(rows, found, labels) == [
+        assert [pick.evidence for pick in answers._pushed(rows, found, labels, settings)] == [
             "Pushed by its image at budget 0.2, an item enters the first 10 of 50.0 % of the users new to it "
             f"with B (0.0 % before), of 25.0 % with A (2 methods; {tested})."
         ]
-    (nobody,) = answers._pushed(rows.assign(attacked=0.0), tests, labels)
-    assert nobody == "Pushed by its image at budget 0.2, an item enters nobody's first 10."
+    (nobody,) = answers._pushed(rows.assign(attacked=0.0), tests, labels, settings)
+    assert nobody.evidence == "Pushed by its image at budget 0.2, an item enters nobody's first 10."
+    assert nobody.first == nobody.second == answers.Place("", "nobody's lists")
+    (pick,) = answers._pushed(rows, tests, labels, settings)
+    assert (pick.threat, pick.tested) == ("its image, 0.2", "1 of 1 decided")
+    assert (pick.first, pick.second) == (answers.Place("B", "50.0 %"), answers.Place("A", "25.0 %"))
+    (pixels,) = answers._pushed(rows.assign(condition="pixels-strong"), tests, labels, settings)
+    assert pixels.threat == "its pixels, 0.2"
     fakes = pd.DataFrame(
         {"condition": "random", "share": [0.0, 0.01, 0.05, 0.05], "method": ["a", "a", "a", "b"]}
         | {"dataset": "toys"}
@@ -644,7 +662,10 @@ def test_the_answer_tells_of_pushed_items_and_of_fake_users():
     )
     at = {"dataset": "toys", "condition": "random", "share": 0.05}
     tests = pd.DataFrame([{**at, "method_a": "a", "method_b": "b", "verdict": "less"}])
-    (said,) = answers._poisoned(fakes, tests, labels)
+    (pick,) = answers._poisoned(fakes, tests, labels)
+    assert (pick.threat, pick.tested) == ("5 % fake users, random", "1 of 1 decided")
+    assert (pick.first, pick.second) == (answers.Place("B", "20.0 %"), answers.Place("A", "10.0 %"))
+    said = pick.evidence
     assert said.startswith(
         "With 5 % fake users (random), a pushed item enters the first 10 of 20.0 % of real"
     )
@@ -654,6 +675,10 @@ def test_the_answer_tells_of_pushed_items_and_of_fake_users():
 
 def told_of(kept, flags=(), others=(), tests=None):
     """Sentences on PGD of item vectors, which leaves B the shares `kept` and A half of them."""
+    return [pick.evidence for pick in picked(kept, flags, others, tests)]
+
+
+def picked(kept, flags=(), others=(), tests=None):
     rows = [
         {"dataset": "toys", "method": method, "condition": condition, "surface": "items"}
         | {"norm": "linf" if condition in ("fgsm", "pgd-linf") else "l2"}

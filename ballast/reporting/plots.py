@@ -236,9 +236,9 @@ def binned(
             y = curve.set_index("bin")[HEADLINE].reindex(shown).to_numpy()
             ends[str(method)] = _draw(axis, np.arange(len(y)), y, style[str(method)], has_markers=True)
         counts = rows.drop_duplicates("bin").set_index("bin")["users"].reindex(shown)
-        ticks = [f"{name}\nn {count:,}" for name, count in counts.items()]
+        ticks = [f"{name}\n{count:,}" for name, count in counts.items()]
         axis.set_xticks(range(len(ticks)), ticks)
-        axis.set_xlabel(f"{of} (n users)")
+        axis.set_xlabel(f"{of}; below, how many users")
         axis.set_ylabel("NDCG@10")
         axis.set_ylim(bottom=0)
         return ends
@@ -256,7 +256,7 @@ def training(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str
             ends[str(method)] = _draw(axis, x, y, style[str(method)])
         axis.set_xlabel("epoch (flat once a method has stopped)")
         axis.set_ylabel("best validation NDCG@10")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return ends
 
     return _curves(frame, style, titles, draw)
@@ -272,7 +272,7 @@ def pretraining(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[
             ends[str(name)] = _draw(axis, x, y, style[str(name)])
         axis.set_xlabel("epoch")
         axis.set_ylabel("validation NDCG@10")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return ends
 
     return _curves(frame, style, titles, draw)
