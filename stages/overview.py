@@ -81,15 +81,9 @@ def _rows(claim: dict[str, Any], path: Path) -> list[dict[str, Any]]:
             raise BallastError(f"{path}: {claim['study']}: {dataset} has no test of {' against '.join(pair)}")
         label = known.datasets[dataset].label
         note = f", {claim['note']}" if claim.get("note") else ""
-        rows.append(
-            {
-                **find(tests, dataset, claim["method"], claim["control"]).to_dict(),
-                **claim,
-                "note": claim.get("note", ""),
-                "dataset": dataset,
-                "row": f"{label}{note}, over {claim['over']}",
-            }
-        )
+        found: dict[Any, Any] = find(tests, dataset, claim["method"], claim["control"]).to_dict()
+        told = {"note": claim.get("note", ""), "dataset": dataset}
+        rows.append({**found, **claim, **told, "row": f"{label}{note}, over {claim['over']}"})
     if not rows:
         raise BallastError(f"{path}: {claim['study']}: no data set has {' and '.join(sorted(pair))}")
     return rows

@@ -614,6 +614,23 @@ def test_the_answer_quotes_the_tests_of_its_condition(verdicts, said):
     assert said in sentence
 
 
+def test_a_pair_is_decided_where_all_attacks_of_one_budget_agree():
+    """Each method's figure is that under its own worst attack, which need not be that of the other."""
+    keys = {"dataset": "toys", "surface": "items", "norm": "l2", "budget": 0.2}
+    found = {
+        ("a", "b"): {"pgd": "better", "fgm": "better", "pgd-table": "undecided"},
+        ("a", "c"): {"pgd": "undecided", "fgm": "better", "pgd-table": "better"},
+        ("b", "c"): {"pgd": "worse", "fgm": "better", "pgd-table": "worse"},
+    }
+    tests = pd.DataFrame(
+        {**keys, "condition": condition, "method_a": a, "method_b": b, "verdict": verdict}
+        for (a, b), said in found.items()
+        for condition, verdict in said.items()
+    )
+    (sentence,) = told_of((0.9, 0.3, 0.1), tests=tests)
+    assert "of 3 declared pairs tests set apart 1: A keeps more than B" in sentence
+
+
 def test_a_test_is_flagged_where_the_checks_warn_of_its_attack():
     about = "pgd on items, l2, row, rank at 0.2"
     flags = pd.DataFrame([("toys", "b", "sign", about)], columns=["dataset", "method", "flag", "about"])

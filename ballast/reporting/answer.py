@@ -273,7 +273,7 @@ def _threatened(
         there = rows[rows["budget"] == told]
         most, steady = there.loc[there[HEADLINE].idxmax()], there.loc[there["relative"].idxmax()]
         tests = results.kept_tests if most["condition"] == threats.MISSING else results.loss_tests
-        there_tested = _at(tests, most, threats.CURVE)
+        there_tested = _throughout(tests, dataset, str(threat), float(told), settings)
         tested = _tested(there_tested, labels, KEEPS)
         sentence = (
             f"With {threat} at budget {told:g}, {labels[most['method']]} has the highest NDCG@10 left of "
@@ -302,6 +302,23 @@ def _at(tests: pd.DataFrame, at: pd.Series, by: Sequence[str]) -> pd.DataFrame:
         return tests
     keys = ["dataset", *by]
     return tests[(tests[keys] == at[keys]).all(axis=1)]
+
+
+def _throughout(
+    tests: pd.DataFrame, dataset: str, threat: str, budget: float, settings: RobustnessParams
+) -> pd.DataFrame:
+    """Declared pairs under a threat at a budget, with what all attacks that the budget bounds alike agree on.
+
+    Who has most left is told under each method's own worst attack, which need not be the same for two: a pair
+    is decided where every one of them decides it, and in one sense.
+    """
+    pair = ["method_a", "method_b"]
+    if tests.empty:
+        return pd.DataFrame(columns=[*pair, "verdict"])
+    named = threats.named(tests[tests["dataset"] == dataset], settings)
+    there = named[(named["threat"] == threat) & (named["budget"] == budget)]
+    verdicts = there.groupby(pair, sort=False)["verdict"]
+    return verdicts.agg(lambda all_: all_.iloc[0] if all_.nunique() == 1 else "undecided").reset_index()
 
 
 def _decided(tests: pd.DataFrame) -> str:

@@ -221,7 +221,8 @@ def robustness(
     note = (
         "Share of the clean NDCG@10 that is left at the largest budget, with its 95 % bootstrap interval "
         "over users; mean share: over all kinds and budgets. Same users and same noise "
-        "for every method."
+        "for every method. Candidates are what neither history has, clean ones what the clean history has "
+        "not: a share may pass 100 % where added items would have ranked above the target."
     )
     return Table(
         "robustness",

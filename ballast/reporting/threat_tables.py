@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE
+from ballast.evaluation.statistics import MIN_DIFFERING
 from ballast.params import Params, RobustnessParams
 from ballast.reporting import threats
 from ballast.reporting.differences import shares
@@ -209,7 +210,9 @@ def loss_tests(results: Results, settings: RobustnessParams, labels: Labels, hea
         "points of a hundred, over the users attacked and the seeds. p adjusted by Holm over all pairs, "
         "attacks and budgets of a dataset. A loss in NDCG@10 itself would favour who has less to lose. FGM "
         "and FGSM are in the CSV alone where PGD stands beside them; `transfer` was made on another seed. "
-        "Random directions are not tested. Flagged: the checks warn about this attack on one of the pair."
+        f"With fewer than {MIN_DIFFERING} users who differ, those with a hit to lose or to keep, no pair "
+        "is decided. Random directions are not tested. Flagged: the checks warn about this attack on one of "
+        "the pair."
     )
     is_left_out = kinds.isin(_SINGLE_STEP if "pgd" in set(kinds) else ())
     shown = in_pairs(frame[~is_left_out], labels, headings)

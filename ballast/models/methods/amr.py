@@ -19,7 +19,8 @@ from the best state of the one before. `warm_steps` counts steps and needs no su
 validation may then be one from before the adversary, so keep it well below the steps that the base needs for
 its best. The buffer `warm_left` of a kept state tells whether an adversary has trained it (0) or not.
 
-Departs from the paper: batches hold whole users (see `ballast.models.pairwise`).
+Departs from the paper: batches hold whole users (see `ballast.models.pairwise`), and the second phase begins
+with the batches and negatives that the first began with, the same for every adversary and for none.
 Departs from the authors' code: the perturbation is held fixed (the release computes `stop_gradient` and
 drops its result, so that its weights learn through the perturbation); the last partial batch is kept (the
 release drops it); losses are averaged over a batch where the release adds them up, so that Adagrad's

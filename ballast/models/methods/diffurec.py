@@ -17,7 +17,11 @@ Departs from the paper:
 - `reverse_steps` may be fewer than the T = 32 of training, which are all run by default; `draws` passes may
   be averaged (one, as published, is the default);
 - beta is linear without the paper's truncation; the approximator is any causal backbone of this package (as
-  published: sasrec, 4 layers and heads, dim 128); a padded position never is a key.
+  published: sasrec, 4 layers and heads, dim 128); a padded position never is a key;
+- item vectors start at the backbone's standard deviation (0.02 for sasrec), in the authors' code at 1, and
+  are not normalised before they are mixed, as they are there: next to noise of unit variance the noised item
+  is faint from the first step on, so that little of x_0 is ever in x_s. With delta = .001, as published, x_s
+  weighs little in what is read in any case.
 Written from the paper, without the authors' code.
 """
 

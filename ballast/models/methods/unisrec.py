@@ -10,6 +10,8 @@ true`): the encoder is frozen, experts and positions are tuned from the pre-trai
 Departs from the paper: trained on all positions at once; an augmented view leaves out items only, since
 leaving out words would need the text encoder in every step; negatives of both losses are the items and
 sequences of the batch.
+Departs from the authors' code: positions are tuned while adapting, theirs are frozen, and the frozen encoder
+includes the layer norm of its input, which theirs tunes.
 """
 
 from dataclasses import dataclass
