@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -418,6 +418,52 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     return result
 
 
+_ONE_OR_MORE: tuple[str, Callable[[float], bool]] = ("is less than 1", lambda number: number >= 1)
+_ZERO_OR_MORE: tuple[str, Callable[[float], bool]] = ("is not 0 or more", lambda number: number >= 0)
+
+# What is wrong with a number under one of these keys, wherever it stands, and when it is right. That is told
+# here and not by the records' types, which results depend on (`provenance`): a stricter check reruns nothing.
+_RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    **dict.fromkeys(("batch_size", "max_epochs", "patience"), _ONE_OR_MORE),
+    **dict.fromkeys(("dim", "max_len", "heads", "layers", "window", "negatives"), _ONE_OR_MORE),
+    **dict.fromkeys(("topk", "users", "attack_users", "pushed", "bootstrap_draws", "trials"), _ONE_OR_MORE),
+    **dict.fromkeys(("min_user_interactions", "min_item_interactions", "weight_decay"), _ZERO_OR_MORE),
+    **dict.fromkeys(("seed", "seeds", "reverse_weight", "popularity_power"), _ZERO_OR_MORE),
+    **dict.fromkeys(
+        ("share", "history_decay", "pair_decay"),
+        ("is not a share between 0 and 1", lambda number: 0 <= number <= 1),
+    ),
+    "learning_rate": ("is not above 0", lambda number: number > 0),
+    "learning_rate_decay": ("is not above 0 and at most 1", lambda number: 0 < number <= 1),
+    "dropout": ("is not 0 or more and below 1", lambda number: 0 <= number < 1),
+}
+
+
+_SURFACES = ("items", "text", "image", "price")  # a method has some; a block may name those it has not
+
+
+def _check_ranges(params: Params) -> None:
+    for key, number in _numbers(params, ()):
+        # A list's numbers stand under the list's key, and a search names a key of a block by its whole path.
+        name = next(part for part in reversed(".".join(key).split(".")) if not part.isdigit())
+        if name in _RANGES:
+            problem, is_right = _RANGES[name]
+            if not (math.isfinite(number) and is_right(number)):
+                raise BallastError(f"params.yaml: {'.'.join(key)}: {number} {problem}")
+
+
+def _numbers(block: object, where: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
+    """(keys that lead to it, number) of all numbers in a record, a mapping or a list."""
+    if isinstance(block, int | float) and not isinstance(block, bool):
+        yield where, block
+    elif isinstance(block, list | tuple):
+        for place, value in enumerate(block):
+            yield from _numbers(value, (*where, str(place)))
+    elif isinstance(block, Mapping | Strict):
+        for key, value in (block if isinstance(block, Mapping) else vars(block)).items():
+            yield from _numbers(value, (*where, str(key)))
+
+
 def _check(params: Params) -> None:
     known = set(params.datasets)
     for key, names in [
@@ -457,11 +503,15 @@ def _check(params: Params) -> None:
             )
         for method in methods:
             if method not in params.all_methods():
-                raise BallastError(f"params.yaml: cells.{place}.{method}: unknown method")
+                known_methods = ", ".join(params.all_methods())
+                raise BallastError(
+                    f"params.yaml: cells.{place}.{method}: unknown method; known: {known_methods}"
+                )
     for place, method in params.grid():
         params.cell(place, method)
     _check_transfer(params)
-    named = {
+    named: dict[str, Iterable[tuple[str, ...]]] = {
+        "baseline": [(params.report.baseline,)],
         "versus": params.report.versus,
         "scratch": params.report.scratch.items(),
         "claims": [pair for claim in params.report.claims for pair in claim.pairs],
@@ -479,6 +529,14 @@ def _check(params: Params) -> None:
                 f"params.yaml: report.versus: {list(pair)}: name two methods, and each pair once"
             )
     _check_tuning(params)
+    _check_ranges(params)
+    for name, attack in params.robustness.attacks.items():
+        for surface in attack.surfaces:
+            if surface not in _SURFACES:
+                raise BallastError(
+                    f"params.yaml: robustness.attacks.{name}.surfaces: unknown surface '{surface}'; "
+                    f"known: {', '.join(_SURFACES)}"
+                )
     for budget in params.robustness.budgets:
         if not (math.isfinite(budget) and 0 <= budget <= 1):
             raise BallastError(f"params.yaml: robustness.budgets: {budget} is not a share between 0 and 1")
@@ -505,8 +563,6 @@ def _check_transfer(params: Params) -> None:
 
 def _check_tuning(params: Params) -> None:
     tuning = params.tuning
-    if tuning.trials < 1:
-        raise BallastError(f"params.yaml: tuning.trials: {tuning.trials} is less than 1")
     for section in ("methods", "content_methods"):
         for name in getattr(tuning, section):
             if name not in getattr(params, section):

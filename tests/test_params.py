@@ -293,7 +293,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "method of a cell": (
         "    popularity: {}", "    popularity: {}\n    sasrek: {}",
-        "params.yaml: cells.shop.sasrek: unknown method",
+        "params.yaml: cells.shop.sasrek: unknown method; known: popularity, sasrec, features, transfer",
     ),
     "a cell that is missing": (
         "    popularity: {}\n", "",
@@ -314,6 +314,72 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     ),
     "budget that is no number": (
         "[0.1, 0.5]", "[.nan]", "params.yaml: robustness.budgets",
+    ),
+    "batch size": (
+        "batch_size: 64", "batch_size: 0",
+        "params.yaml: methods.sasrec.training.batch_size: 0 is less than 1",
+    ),
+    "batch size in a cell": (
+        "{batch_size: 32}", "{batch_size: -5}",
+        "params.yaml: cells.shop.sasrec.training.batch_size: -5 is less than 1",
+    ),
+    "learning rate": (
+        "learning_rate: 1e-3", "learning_rate: -0.1",
+        "params.yaml: methods.sasrec.training.learning_rate: -0.1 is not above 0",
+    ),
+    "learning rate that is no number": (
+        "learning_rate: 1e-3", "learning_rate: .nan",
+        "params.yaml: methods.sasrec.training.learning_rate: nan is not above 0",
+    ),
+    "weight decay": (
+        "weight_decay: 0", "weight_decay: -1.0",
+        "params.yaml: methods.sasrec.training.weight_decay: -1.0 is not 0 or more",
+    ),
+    "no epochs": (
+        "max_epochs: 20", "max_epochs: 0",
+        "params.yaml: methods.sasrec.training.max_epochs: 0 is less than 1",
+    ),
+    "no patience": (
+        "max_epochs: 20", "patience: 0", "params.yaml: methods.sasrec.training.patience: 0 is less than 1",
+    ),
+    "rising rate": (
+        "max_epochs: 20", "learning_rate_decay: 1.5",
+        "params.yaml: methods.sasrec.training.learning_rate_decay: 1.5 is not above 0 and at most 1",
+    ),
+    "width": ("      dim: 32", "      dim: 0", "params.yaml: methods.sasrec.model.dim: 0 is less than 1"),
+    "dropout": (
+        "      dim: 32", "      dropout: 1",
+        "params.yaml: methods.sasrec.model.dropout: 1 is not 0 or more and",
+    ),
+    "heads": (
+        "layers: 2, heads: 2", "layers: 2, heads: 0",
+        "params.yaml: methods.sasrec.model.backbone.heads: 0 is less than 1",
+    ),
+    "decays that are searched": (
+        "popularity: {label: Popularity, method: popularity}",
+        "popularity: {label: Count, method: item_knn, model: {tune: {pair_decay: [0.9, 2.0]}}}",
+        "params.yaml: methods.popularity.model.tune.pair_decay.1: 2.0 is not a share between 0 and 1",
+    ),
+    "a rate that is searched": (
+        "[0.001, 0.002]", "[0.001, 0]",
+        "params.yaml: tuning.space.training.learning_rate.1: 0 is not above 0",
+    ),
+    "seed": ("seeds: [0, 1]", "seeds: [0, -1]", "params.yaml: datasets.shop.seeds.1: -1 is not 0 or more"),
+    "filter": (
+        "label: Shop\n", "label: Shop\n    filter: {min_user_interactions: -3}\n",
+        "params.yaml: datasets.shop.filter.min_user_interactions: -3 is not 0 or more",
+    ),
+    "no list": ("{topk: 20}", "{topk: 0}", "params.yaml: evaluation.topk: 0 is less than 1"),
+    "no draws": (
+        "{baseline: popularity}", "{baseline: popularity, bootstrap_draws: 0}",
+        "params.yaml: report.bootstrap_draws: 0 is less than 1",
+    ),
+    "baseline": (
+        "baseline: popularity", "baseline: sasrecx", "params.yaml: report.baseline: unknown method 'sasrecx'",
+    ),
+    "surface": (
+        "{budgets: [0.1, 0.5]}", "{attacks: {pgd: {attack: {name: pgd}, budgets: [0.1], surfaces: [item]}}}",
+        "params.yaml: robustness.attacks.pgd.surfaces: unknown surface 'item'; known: items, text, ",
     ),
     # Not what YAML takes
     "a key twice": (
