@@ -510,8 +510,9 @@ def _check(params: Params) -> None:
     for place, method in params.grid():
         params.cell(place, method)
     _check_transfer(params)
+    is_chosen = params.report.baseline != ReportParams().baseline  # a study may do without the usual one
     named: dict[str, Iterable[tuple[str, ...]]] = {
-        "baseline": [(params.report.baseline,)],
+        "baseline": [(params.report.baseline,)] if is_chosen else [],
         "versus": params.report.versus,
         "scratch": params.report.scratch.items(),
         "claims": [pair for claim in params.report.claims for pair in claim.pairs],

@@ -596,7 +596,11 @@ MISTAKES = {
         mistype_key,
         "params.yaml: methods.sasrec.training.batchsize: unknown key; did you mean 'batch_size'?",
     ),
-    "an unknown method": (name_unknown_method, "params.yaml: cells.shop.sasrek: unknown method"),
+    "an unknown method": (
+        name_unknown_method,
+        "params.yaml: cells.shop.sasrek: unknown method; "
+        "known: popularity, item-knn, sasrec, feature-knn, transfer",
+    ),
     "a missing cell": (
         leave_cell_out,
         "params.yaml: cells.shop.sasrec is missing: write `sasrec: {}` under cells.shop",
