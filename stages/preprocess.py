@@ -16,6 +16,12 @@ def main(dataset: str = typer.Option()) -> None:
     params = dataset_params(study.params(), dataset)
     with output_lock(study.SCRATCH, f"preprocess-{dataset}"):
         raw = readers.read(study.raw(dataset), params.reader, f"params.yaml: datasets.{dataset}.reader")
+        if raw.notes.get("missing_image_files", 0) and raw.items["image"].isna().all():
+            typer.echo(
+                f"warning: {dataset}: no picture that its item table names is in {study.raw(dataset)}; list "
+                f"their folder in params.yaml: datasets.{dataset}.source.folders",
+                err=True,
+            )
         prepared = prepare(dataset, raw, params)
         if params.poison is not None:
             prepared = poison(prepared, params.poison, f"params.yaml: datasets.{dataset}.poison")

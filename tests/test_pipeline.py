@@ -645,6 +645,26 @@ def mistype_setting_of_loss(params: Any) -> None:
     params["methods"]["sasrec"]["model"]["loss"] = {"name": "bce", "negative": 2}
 
 
+def choose_heads_that_do_not_fit(params: Any) -> None:
+    params["methods"]["sasrec"]["model"]["backbone"] = {"name": "sasrec", "heads": 3}
+
+
+def choose_heads_of_features_that_do_not_fit(params: Any) -> None:
+    params["transfer_methods"]["transfer"]["model"]["backbone"] = {"name": "sasrec", "heads": 3}
+
+
+def tune_what_is_not_there(params: Any) -> None:
+    params["methods"]["item-knn"]["model"]["tune"] = {"history_dcay": [0.5]}
+
+
+def name_unknown_reader(params: Any) -> None:
+    params["datasets"]["shop"]["reader"] = {"name": "tabuler"}
+
+
+def mistype_setting_of_features(params: Any) -> None:
+    params["features"]["text"]["dims"] = 8
+
+
 UNKNOWN_PARTS = {
     "method": (name_unknown_file, "params.yaml: methods.sasrec.method: unknown method 'next_itm'; known: "),
     "loss": (
@@ -654,6 +674,26 @@ UNKNOWN_PARTS = {
     "setting": (
         mistype_setting_of_loss,
         "params.yaml: methods.sasrec.model.loss.negative: unknown key; did you mean 'negatives'?",
+    ),
+    "heads": (
+        choose_heads_that_do_not_fit,
+        "params.yaml: methods.sasrec: backbone sasrec: dim 8 is not a multiple of heads 3",
+    ),
+    "heads of features": (
+        choose_heads_of_features_that_do_not_fit,
+        "params.yaml: transfer_methods.transfer: backbone sasrec: dim 8 is not a multiple of heads 3",
+    ),
+    "tuned": (
+        tune_what_is_not_there,
+        "params.yaml: methods.item-knn.model.tune.history_dcay: not a number that item_knn can tune",
+    ),
+    "reader": (
+        name_unknown_reader,
+        "params.yaml: datasets.shop.reader.name: unknown reader 'tabuler'; did you mean 'tabular'?",
+    ),
+    "features": (
+        mistype_setting_of_features,
+        "params.yaml: features.text.dims: unknown key; did you mean 'dim'?",
     ),
 }
 

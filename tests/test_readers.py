@@ -247,6 +247,11 @@ def test_tabular_drops_repeats_unless_told(tmp_path: Path) -> None:
             "usr,item,timestamp\nu,a,1\n",
             "log.csv: column 'user' is missing; found: usr, item, timestamp; did you mean 'usr'?",
         ),
+        (
+            "user;item;timestamp\nu;a;1\n",
+            "log.csv: column 'user' is missing; found: user;item;timestamp; the header is one column: write "
+            "`separator: ';'` under the reader",
+        ),
         ("user,item,timestamp\nu,a,1\nu,,2\n", "log.csv: line 3: item is empty"),
         (
             "user,item,timestamp\nu,a,1\n\nu,b,soon\nu,c,3\n",
@@ -281,7 +286,9 @@ def test_tabular_refuses_what_cannot_be_parsed(tmp_path: Path) -> None:
     )
     assert "write `items: null`" in bad_log(tmp_path, "user,item,timestamp\nu,a,1\n", items="items.csv")
     (tmp_path / "log.csv").write_bytes("user,item,timestamp\nü,a,1\n".encode("latin-1"))
-    assert refused(tmp_path, **TABULAR).startswith("log.csv: cannot be read: 'utf-8' codec")
+    assert refused(tmp_path, **TABULAR) == (
+        "log.csv: not in UTF-8 (byte 0xfc); save the file as UTF-8 and run again"
+    )
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress(b"user,item,timestamp\n" * 99)[:-9])
     assert refused(tmp_path, **{**TABULAR, "interactions": "log.csv.gz"}).startswith(
         "log.csv.gz: cannot be read"
@@ -311,6 +318,16 @@ def test_tabular_refuses_what_cannot_be_parsed(tmp_path: Path) -> None:
 def test_tabular_refuses_bad_items(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "items.csv").write_text(text)
     assert bad_log(tmp_path, "user,item,timestamp\nu,a,1\n", items="items.csv") == f"items.csv: {message}"
+
+
+def test_tabular_refuses_an_item_table_that_knows_none_of_the_items(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item,price\n7,1\n8,2\n")
+    text = "user,item,timestamp\nu,007,1\nu,008,2\n"
+    assert bad_log(tmp_path, text, items="items.csv") == (
+        "items.csv: no item of log.csv is in this table; ids there are such as '007', here such as '7': "
+        "write them alike"
+    )
+    assert len(log(tmp_path, text.replace("007", "7"), items="items.csv").items) == 2
 
 
 def test_tabular_content_columns_are_optional_unless_named(tmp_path: Path) -> None:

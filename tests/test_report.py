@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import importlib.util
+import itertools
 import json
 import re
 import shutil
@@ -189,6 +190,9 @@ def make_study(folder, datasets=DATASETS, methods=METHODS, strength=STRENGTH, **
             "interactions": 9 * users,
             "density": 0.045,
             "mean_length": 9.0,
+            "text_coverage": 1.0,
+            "image_coverage": 0.5,
+            "price_coverage": 0.0,
         }
         path.write_text(json.dumps(stats))
     return params
@@ -451,6 +455,39 @@ def test_what_is_left_under_attack(attacked):
     assert "popularity" not in frame.index.get_level_values("method")
 
 
+def test_columns_of_attacks_stand_by_role_and_budget(attacked):
+    lines = (attacked / "reports/tables/attacks.tex").read_text().splitlines()
+    (header,) = [line for line in lines if line.startswith("Method & Users")]
+    columns = [name.split() for name in header.removesuffix(r" \\").split(" & ")[3:]]
+    roles = [role for role, _ in columns]
+    assert list(dict.fromkeys(roles)) == ["random", "worst", "without"]
+    assert roles == sorted(roles, key=["random", "worst", "without"].index)
+    assert all(a[1] < b[1] for a, b in itertools.pairwise(columns) if a[0] == b[0])
+
+
+def test_data_sets_tell_what_share_of_the_items_has_content(study):
+    tex = (study / "reports/tables/datasets.tex").read_text()
+    assert "Texts & Pictures & Prices" in tex
+
+
+def test_long_names_widen_a_figure_instead_of_narrowing_its_panel():
+    frame = pd.DataFrame({"dataset": "toys", "method": "a", "steps": [1, 2], "ndcg@10": [0.1, 0.2]})
+    frame = frame.assign(low=frame["ndcg@10"], high=frame["ndcg@10"])
+    widths = {}
+    for label in ("SASRec (cross entropy)", "CDDRec with a reverse chain, steps weighted alike"):
+        figure = plots.trend(
+            frame,
+            plots.looks({"a": label}, frozenset()),
+            {"toys": "Toys"},
+            x="steps",
+            x_label="",
+            doubles=True,
+        )
+        figure.draw_without_rendering()
+        widths[label] = figure.axes[0].get_position().width * figure.get_figwidth()
+    assert min(widths.values()) > 0.8 * max(widths.values())
+
+
 def test_corrupted_histories_are_told_as_without_attacks(attacked, study):
     for name in ("robustness", "tests", "accuracy"):
         pd.testing.assert_frame_equal(table(attacked, name), table(study, name))
@@ -665,6 +702,8 @@ def test_the_answer_tells_of_pushed_items_and_of_fake_users():
     (pick,) = answers._pushed(rows, tests, labels, settings)
     assert (pick.threat, pick.tested) == ("its image, 0.2", "1 of 1 decided")
     assert (pick.first, pick.second) == (answers.Place("B", "50.0 %"), answers.Place("A", "25.0 %"))
+    (lone,) = answers._pushed(rows[rows["method"] == "b"], tests, labels, settings)
+    assert (lone.first, lone.second) == (answers.Place("B", "50.0 %"), answers.Place("", "no other attacked"))
     (pixels,) = answers._pushed(rows.assign(condition="pixels-strong"), tests, labels, settings)
     assert pixels.threat == "its pixels, 0.2"
     fakes = pd.DataFrame(

@@ -37,6 +37,10 @@ class Place:
     figure: str
 
 
+# The second place of a board on which one method stands alone.
+ALONE = Place("", "no other attacked")
+
+
 @dataclass(frozen=True)
 class Pick:
     """One line of a board: a threat, two places, what the tests say in short; and the sentence behind it."""
@@ -366,6 +370,7 @@ def _pushed(
             tested = _tested(tests_there, labels, GAINS)
             sentence += f" ({len(there)} method{'s' if len(there) > 1 else ''}; {tested})."
         furthest, least_far = (_exposed(row, row["attacked"], labels) for row in (most, least))
+        least_far = least_far if len(there) > 1 else ALONE
         through = "its vector" if surface == "items" else f"its {surface}"
         picks.append(Pick(f"{through}, {budget}", furthest, least_far, _decided(tests_there), sentence))
     return picks
@@ -398,6 +403,7 @@ def _poisoned(rows: pd.DataFrame, tests: pd.DataFrame, labels: dict[str, str]) -
             f"seeds, {_tested(tests_there, labels, GAINS)}."
         )
         furthest, least_far = (_exposed(row, row["exposure"], labels) for row in (most, least))
+        least_far = least_far if len(there) > 1 else ALONE
         picks.append(Pick(f"{fakes}, {condition}", furthest, least_far, _decided(tests_there), sentence))
     return picks
 

@@ -10,7 +10,7 @@ from ballast.evaluation import metrics
 from ballast.evaluation.metrics import HEADLINE
 from ballast.evaluation.statistics import Scores, compare, judge
 from ballast.reporting.evidence import Evidence
-from ballast.reporting.tables import Column, Table, interval, labelled, number, p_value, percent, text
+from ballast.reporting.tables import Column, Table, interval, labelled, number, p_value, percent, verdict
 
 COLUMNS = (
     "dataset",
@@ -99,7 +99,7 @@ def table(frame: pd.DataFrame, labels: Mapping[str, str], headings: Mapping[str,
         Column("95 % over users and seeds", shares("low", "high")),
         Column("over seeds alone", shares("seed_low", "seed_high")),
         Column("Adjusted p", p_value("p_holm")),
-        Column("Verdict", text("verdict"), is_number=False),
+        Column("Verdict", verdict, is_number=False),
     ]
     note = (
         "Difference: (method - other) / other of NDCG@10, history masked. p: over users and seeds, "

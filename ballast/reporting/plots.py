@@ -31,6 +31,7 @@ GREY = "#888888"  # methods without training: the ground everything else stands 
 INK = "#1f2328"  # text and axes; becomes the page's own text colour in the SVG
 WIDTH = 5.0  # inches
 NAME_WIDTH = 44  # characters of a line beside a row
+END_WIDTH = 24  # characters of a name beside a curve's end that leave the panel room enough
 CROWD = 12  # curves that can be told apart in one panel
 NAMED = 8  # of more than those, the ones that are named
 
@@ -214,7 +215,7 @@ def frontier(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str
                 ends[str(row["method"])] = end
         axis.set_xlabel("NDCG@10, clean, all users (dashed: nobody is better in both)")
         axis.set_ylabel("mean share kept")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
         axis.margins(0.12, 0.15)
         return ends
 
@@ -287,10 +288,12 @@ def trend(
     y: str = HEADLINE,
     y_label: str = "NDCG@10",
     x_names: Sequence[str] = (),
+    doubles: bool = False,
 ) -> Figure:
     """A curve a method of column `y` by column `x`, with the interval `low` to `high` at each point.
 
     Gains (`y` is "gain") are drawn in percent about a line at zero. x_names: what x = 0, 1, ... are.
+    doubles: x grows by factors, such as 1, 2, 4.
     """
     scale = 100 if y == "gain" else 1
 
@@ -306,6 +309,9 @@ def trend(
             ends[str(method)] = _draw(axis, places, values, look, has_markers=True)
         if x_names:
             axis.set_xticks(range(len(x_names)), x_names)
+        if doubles:
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         return ends
@@ -500,10 +506,14 @@ def _curves(
         groups = list(frame.groupby("dataset", sort=False))
         heights = [max(1.9, 0.155 * min(rows["method"].nunique(), CROWD) + 0.2) for _, rows in groups]
         figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
+        longest = END_WIDTH
         for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
             ends = _least_crowded(draw(axis, rows))
             _pale_others(axis, {style[name].label for name in ends})
             _name_ends(axis, ends, style, inches)
+            longest = max(longest, *(len(style[name].label) for name in ends))
+        # Longer names widen the figure instead of narrowing its panels: 0.065 inches a character.
+        figure.set_figwidth(WIDTH + 0.065 * (longest - END_WIDTH))
         figure.set_layout_engine("constrained", hspace=0.04)
     return figure
 
@@ -550,13 +560,14 @@ def _name_ends(axis: Axes, ends: Ends, style: Mapping[str, Look], inches: float)
         return
     gap = 0.145 * (high - low) / inches
     heights = _apart(np.array([end[1] for end, _ in known]), gap, low, high)
-    width = right - left
+    across = axis.transAxes + axis.transData.inverted()  # the axis may be logarithmic
+    bend, turn, mark, word = across.transform([(place, 0) for place in (1.015, 1.05, 1.06, 1.08)])[:, 0]
     for (end, name), y in zip(known, heights, strict=True):
         look = style[name]
-        way = ([end[0], right + 0.015 * width, right + 0.05 * width], [end[1], y, y])
+        way = ([end[0], bend, turn], [end[1], y, y])
         axis.plot(*way, color=look.colour, linewidth=0.6, alpha=0.7, clip_on=False)
-        axis.plot(right + 0.06 * width, y, color=look.colour, marker=look.marker, clip_on=False)
-        axis.text(right + 0.08 * width, y, look.label, va="center", fontsize=8)
+        axis.plot(mark, y, color=look.colour, marker=look.marker, clip_on=False)
+        axis.text(word, y, look.label, va="center", fontsize=8)
 
 
 def _apart(wanted: np.ndarray, gap: float, low: float, high: float) -> np.ndarray:

@@ -25,6 +25,7 @@ from ballast.reporting.tables import (
     p_value,
     percent,
     text,
+    verdict,
 )
 
 COLUMNS = (
@@ -185,7 +186,7 @@ def tests_table(frame: pd.DataFrame, params: Params, labels: Mapping[str, str]) 
         Column("Points more", lambda row: f"{100 * row['difference']:+.1f}"),
         Column("95 % over seeds", shares("seed_low", "seed_high")),
         Column("Adjusted p", p_value("p_holm")),
-        Column("Verdict", text("verdict"), is_number=False),
+        Column("Verdict", verdict, is_number=False),
     ]
     note = (
         "Exposure@10 of pushed items above that without fake users. Differences and intervals in points of a "

@@ -295,7 +295,8 @@ def _diffused(
             style=style,
             titles=_titles(params, results.chains),
             x="steps",
-            x_label="steps of the reverse chain, the weights being the same",
+            x_label="reverse steps, the weights being the same",
+            doubles=True,
         )
         caption = f"{mark}NDCG@10 by the number of reverse steps at inference, with one sd over seeds."
         yield StudyFigure("reverse-steps", results.chains, caption, draw)

@@ -25,6 +25,7 @@ from ballast.reporting.tables import (
     p_value,
     percent,
     text,
+    verdict,
 )
 
 
@@ -133,7 +134,9 @@ def tests(results: Results, params: Params, labels: Mapping[str, str]) -> Table:
         Column("over seeds alone", interval("seed_low", "seed_high", spec="+")),
         Column("Adjusted p", p_value("p_holm")),
         Column(
-            "Verdict", lambda row: row["verdict"] + (" (noise)" if row["is_noise"] else ""), is_number=False
+            "Verdict",
+            lambda row: f"{row['verdict']} (noise)" if row["is_noise"] else verdict(row),
+            is_number=False,
         ),
     ]
     note = (
@@ -410,6 +413,9 @@ def datasets(results: Results, params: Params) -> Table:
     ]:
         if key in frame:
             columns.append(Column(label, number(key, digits)))
+    for kind, label in [("text", "Texts"), ("image", "Pictures"), ("price", "Prices")]:
+        if f"{kind}_coverage" in frame:
+            columns.append(Column(label, percent(f"{kind}_coverage", digits=0)))
     columns += [
         Column(
             "Split", lambda row: params.datasets[row["dataset"]].split.kind.replace("_", " "), is_number=False
@@ -421,7 +427,8 @@ def datasets(results: Results, params: Params) -> Table:
         ),
         Column("Terms of use", lambda row: params.datasets[row["dataset"]].terms, is_number=False),
     ]
-    return Table("datasets", "Datasets", frame, columns, group=None)
+    note = "Texts, pictures, prices: share of the items that have one, read or not."
+    return Table("datasets", "Datasets", frame, columns, note, group=None)
 
 
 def claims_table(claims: list[Claim], headings: Mapping[str, str]) -> Table:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE
+from ballast.evaluation.statistics import ALPHA, MIN_SEEDS
 
 Row = Mapping[str, Any]
 NOTHING = "—"
@@ -151,6 +152,16 @@ def interval(low: str, high: str, digits: int = 4, spec: str = "") -> Callable[[
 def p_value(key: str) -> Callable[[Row], str]:
     """Shows a p-value with three decimals."""
     return lambda row: "< 0.001" if row[key] < 0.001 else f"{row[key]:.3f}"
+
+
+def verdict(row: Row) -> str:
+    """The verdict of a test, and why it is none where p alone would be small enough: seeds are missing.
+
+    >>> verdict({"verdict": "undecided", "seeds": 1, "p_holm": 0.0001})
+    'undecided (1 of 3 seeds)'
+    """
+    is_short = row["verdict"] == "undecided" and 0 < row["seeds"] < MIN_SEEDS and row["p_holm"] < ALPHA
+    return f"{row['verdict']} ({row['seeds']:.0f} of {MIN_SEEDS} seeds)" if is_short else str(row["verdict"])
 
 
 def _is_none(value: Any) -> bool:

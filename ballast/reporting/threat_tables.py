@@ -24,6 +24,7 @@ from ballast.reporting.tables import (
     p_value,
     percent,
     text,
+    verdict,
 )
 
 Labels = Mapping[str, str]
@@ -119,11 +120,13 @@ def attacks(results: Results, settings: RobustnessParams, labels: Labels, headin
     wide = wide.merge(places, on=keys[:2]).merge(_order(results), on=["dataset", "method"])
     wide = wide.sort_values(["block_place", "place"])
     wide["block"] = [f"{headings[d]} · {t}" for d, t in zip(wide["dataset"], wide["threat"], strict=True)]
+    in_order = shown.assign(is_missing=shown["condition"] == threats.MISSING)
+    in_order = in_order.sort_values(["is_missing", "role", "budget"])  # random, worst, without
     columns = [
         Column("Method", labelled(labels), is_number=False),
         Column("Users", number("users", 0)),
         Column("Clean NDCG@10", number(f"clean_{HEADLINE}")),
-        *(Column(name, _or_nothing(name)) for name in dict.fromkeys(shown["column"])),
+        *(Column(name, _or_nothing(name)) for name in in_order["column"].unique()),
     ]
     note = (
         "Share of the clean NDCG@10 left, with its 95 % bootstrap interval over users; the same users "
@@ -216,8 +219,7 @@ def loss_tests(results: Results, settings: RobustnessParams, labels: Labels, hea
     )
     is_left_out = kinds.isin(_SINGLE_STEP if "pgd" in set(kinds) else ())
     shown = in_pairs(frame[~is_left_out], labels, headings)
-    verdict = Column("Verdict", _flagged, is_number=False)
-    columns = [Column("Attack", text("condition"), is_number=False), *_test_columns()[:-1], verdict]
+    columns = [Column("Attack", text("condition"), is_number=False), *_test_columns(show=_flagged)]
     return Table(
         "loss_tests", "Paired tests of what is kept under attack", frame, columns, note, "block", shown=shown
     )
@@ -240,10 +242,12 @@ def kept_tests(results: Results, labels: Labels, headings: Labels) -> Table:
 
 
 def _flagged(row: Row) -> str:
-    return f"{row['verdict']}, flagged" if row["flagged"] else str(row["verdict"])
+    return f"{verdict(row)}, flagged" if row["flagged"] else verdict(row)
 
 
-def _test_columns(own: str = "Keeps", other: str = "The other keeps") -> list[Column]:
+def _test_columns(
+    own: str = "Keeps", other: str = "The other keeps", show: Callable[[Row], str] = verdict
+) -> list[Column]:
     return [
         Column("Surface", text("surface"), is_number=False),
         Column("Budget", number("budget", 2)),
@@ -253,7 +257,7 @@ def _test_columns(own: str = "Keeps", other: str = "The other keeps") -> list[Co
         Column("95 % over users and seeds", shares("low", "high")),
         Column("over seeds alone", shares("seed_low", "seed_high")),
         Column("Adjusted p", p_value("p_holm")),
-        Column("Verdict", text("verdict"), is_number=False),
+        Column("Verdict", show, is_number=False),
     ]
 
 

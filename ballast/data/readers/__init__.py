@@ -50,13 +50,19 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def read(folder: Path, block: Mapping[str, Any], where: str) -> RawTables:
-    """Read `folder` as `block` (a `reader:` block) says; `where` is the block's key, for messages."""
+def configure(block: Mapping[str, Any], where: str) -> tuple[ModuleType, Any]:
+    """The reader that a `reader:` block names and its Config; `where` is the block's key, for messages."""
     try:
         reader = load(str(block.get("name")))
     except BallastError as error:
         raise BallastError(f"{where}.name: {error}") from None
-    raw: RawTables = reader.read(folder, parse(reader.Config, dict(block), where))
+    return reader, parse(reader.Config, dict(block), where)
+
+
+def read(folder: Path, block: Mapping[str, Any], where: str) -> RawTables:
+    """Read `folder` as `block` (a `reader:` block) says; `where` is the block's key, for messages."""
+    reader, config = configure(block, where)
+    raw: RawTables = reader.read(folder, config)
     if raw.interactions.empty:
         raise BallastError(f"{folder}: no interactions were read; check the files and {where}")
     return raw

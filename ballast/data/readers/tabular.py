@@ -18,6 +18,9 @@ from ballast.data.readers import CONTENT, RawTables
 from ballast.errors import BallastError
 from ballast.strict import Strict
 
+# What stands between the cells of files that call themselves CSV.
+SEPARATORS = (",", ";", "\t", "|")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Strict):
@@ -61,6 +64,9 @@ class _Source:
             found = [str(column) for column in self.frame.columns]
             close = difflib.get_close_matches(name, found, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else ""
+            other = next((mark for mark in SEPARATORS if len(found) == 1 and mark in found[0]), None)
+            if other is not None:
+                hint = f"; the header is one column: write `separator: {other!r}` under the reader"
             raise BallastError(f"{self.path}: column '{name}' is missing; found: {', '.join(found)}{hint}")
         return self.frame[name]
 
@@ -102,7 +108,14 @@ def read(folder: Path, config: Config) -> RawTables:
     hint = "check `items` of the reader, or write `items: null` if there is no such table"
     items, missing_images = _items(_open(folder / config.items, config.separator, hint), folder, config)
     notes["missing_image_files"] = missing_images
-    notes["items_without_content"] = int((~interactions["item"].drop_duplicates().isin(items["item"])).sum())
+    met = interactions["item"].drop_duplicates()
+    is_known = met.isin(items["item"])
+    if not is_known.any():
+        raise BallastError(
+            f"{folder / config.items}: no item of {config.interactions} is in this table; ids there are such "
+            f"as '{met.iloc[0]}', here such as '{items['item'].iloc[0]}': write them alike"
+        )
+    notes["items_without_content"] = int((~is_known).sum())
     return RawTables(interactions, items, notes)
 
 
@@ -114,6 +127,9 @@ def _open(path: Path, separator: str, hint: str) -> _Source:
         frame = _csv(path, separator) if is_text else pd.read_parquet(path)
     except pd.errors.EmptyDataError:
         raise BallastError(f"{path}: the file is empty") from None
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{error.object[error.start]:02x}"
+        raise BallastError(f"{path}: not in UTF-8 ({byte}); save the file as UTF-8 and run again") from None
     except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise BallastError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if is_text and not pd.api.types.is_integer_dtype(frame.index):
