@@ -488,6 +488,27 @@ def test_long_names_widen_a_figure_instead_of_narrowing_its_panel():
     assert min(widths.values()) > 0.8 * max(widths.values())
 
 
+def test_of_too_many_curves_the_highest_on_average_are_named():
+    """Under an attack that leaves nobody anything, where a curve ends says nothing."""
+    names = [f"m{index}" for index in range(14)]
+    rows = [
+        {"dataset": "toys", "method": name, "budget": budget, "relative": kept, "is_random": is_random}
+        for index, name in enumerate(names)
+        for is_random in (False, True)
+        for budget, kept in ((0.05, index / 20), (0.2, 0.0))
+    ]
+    frame = pd.DataFrame(rows).assign(threat="items attacked", norm="l2")
+    style = plots.looks({name: f"Method {name}" for name in names}, frozenset())
+    (axis,) = plots.threat(frame, style, {"toys": "Toys"}).axes
+    heights = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    assert sorted(heights, key=lambda label: -heights[label]) == [f"Method m{i}" for i in range(13, 5, -1)]
+    named = [line for line in axis.lines if line.get_label() in heights]
+    pale = [line for line in axis.lines if line.get_color() == plots.GREY]
+    assert len(named) == 8
+    assert len(pale) == 12  # six curves and their random directions
+    assert "pale: 6 others" in axis.get_xlabel()
+
+
 def test_corrupted_histories_are_told_as_without_attacks(attacked, study):
     for name in ("robustness", "tests", "accuracy"):
         pd.testing.assert_frame_equal(table(attacked, name), table(study, name))
@@ -616,6 +637,21 @@ def test_the_answer_is_told_where_somebody_stands(kept, said):
     (sentence,) = told_of(kept)
     assert said in sentence
     assert "warn" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ((1, 1), "set apart 0 of 2; with 1 seed no test of trained methods decides, 3 are needed."),
+        ((0, 2), "set apart 0 of 2; with 2 seeds no test of trained methods decides, 3 are needed."),
+        ((1, 3), "set apart 0 of 2."),
+        ((0, 0), "set apart 0 of 2."),  # counts alone, which need none
+    ],
+)
+def test_seeds_that_are_missing_are_told_as_the_reason(seeds, said):
+    rows = pd.DataFrame({"method": ["a", "b"], "reference": "c", "gain": 0.1, "seeds": seeds})
+    (sentence,) = answers._added(rows.assign(verdict="undecided"), {})
+    assert sentence.endswith(said)
 
 
 def test_a_board_names_whom_to_pick_for_a_threat():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from ballast.evaluation.metrics import HEADLINE
+from ballast.evaluation.statistics import MIN_SEEDS
 from ballast.params import Params, RobustnessParams
 from ballast.reporting import threats, variants
 from ballast.reporting.claims import Claim, declared_text
@@ -148,17 +149,18 @@ def _best(rows: pd.DataFrame, pairs: pd.DataFrame, labels: dict[str, str]) -> li
     others = list(rows["method"].iloc[1:])
     if not others:
         return sentences
-    verdicts = {other: find(pairs, top["dataset"], top["method"], other)["verdict"] for other in others}
-    open_ = [labels[name] for name, verdict in verdicts.items() if verdict != "better"]
+    tests = {other: find(pairs, top["dataset"], top["method"], other) for other in others}
+    open_ = [labels[name] for name, test in tests.items() if test["verdict"] != "better"]
+    few = _too_few(pd.Series([test["seeds"] for test in tests.values()]))
     if not open_:
         sentences.append(f"It is better than {_all(len(others))}, after Holm's correction over all pairs.")
     elif len(open_) == len(others):
-        sentences.append("No test sets it apart from any other method: undecided.")
+        sentences.append(f"No test sets it apart from any other method: undecided{few}.")
     else:
         against = "; ".join(open_) if len(open_) <= LISTED else f"the {len(open_)} others"
         sentences.append(
             f"It is better than {len(others) - len(open_)} of the {len(others)} other methods after Holm's "
-            f"correction; undecided against {against}."
+            f"correction; undecided against {against}{few}."
         )
     return sentences
 
@@ -429,10 +431,8 @@ def _added(rows: pd.DataFrame, labels: dict[str, str]) -> list[str]:
         f"{labels[row['method']]} over {labels[row['reference']]} {100 * row['gain']:+.1f} %"
         for row in sure.to_dict("records")
     ]
-    count = f"{len(sure)} of {len(rows)}"
-    return [
-        f"Among the declared pairs alone, tests set apart {count}{': ' if said else ''}{'; '.join(said)}."
-    ]
+    count = f"{len(sure)} of {len(rows)}" + (": " if said else "") + "; ".join(said)
+    return [f"Among the declared pairs alone, tests set apart {count}{_too_few(rows['seeds'])}."]
 
 
 def _declared(claims: list[Claim], dataset: str, place: str, params: Params) -> list[tuple[str, str]]:
@@ -440,6 +440,14 @@ def _declared(claims: list[Claim], dataset: str, place: str, params: Params) -> 
     texts = {declared_text(declared, place): declared.text for declared in params.report.claims}
     own = [claim for claim in claims if claim.dataset == dataset and claim.text in texts]
     return [(texts[claim.text], claim.verdict) for claim in own]
+
+
+def _too_few(seeds: pd.Series) -> str:
+    """Why tests over `seeds` decide nothing, where these are too few; 0 stands for pairs that need none."""
+    trained = seeds[seeds > 0]
+    if trained.empty or trained.max() >= MIN_SEEDS:
+        return ""
+    return f"; with {_seeds(int(trained.max()))} no test of trained methods decides, {MIN_SEEDS} are needed"
 
 
 def _seeds(count: int) -> str:

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 from scipy.optimize import isotonic_regression
@@ -174,7 +175,8 @@ def threat(frame: pd.DataFrame, style: Mapping[str, Look], titles: Mapping[str, 
             curve = curve.sort_values("budget")
             x, y = np.concatenate([[0.0], curve["budget"]]), np.concatenate([[1.0], curve["relative"]])
             if is_random:
-                axis.plot(x, y, color=style[str(method)].colour, linestyle=":", linewidth=0.8)
+                look = style[str(method)]
+                axis.plot(x, y, color=look.colour, linestyle=":", linewidth=0.8, label=f"_{look.label}")
             else:
                 ends[str(method)] = _draw(axis, x, y, style[str(method)], has_markers=True)
         axis.set_xticks(*_spaced([0.0, *sorted(rows["budget"].unique())]))
@@ -508,7 +510,7 @@ def _curves(
         figure, axes = _panels([titles[str(name)] for name, _ in groups], heights)
         longest = END_WIDTH
         for axis, (_, rows), inches in zip(axes, groups, heights, strict=True):
-            ends = _least_crowded(draw(axis, rows))
+            ends = _least_crowded(axis, draw(axis, rows), style)
             _pale_others(axis, {style[name].label for name in ends})
             _name_ends(axis, ends, style, inches)
             longest = max(longest, *(len(style[name].label) for name in ends))
@@ -518,20 +520,26 @@ def _curves(
     return figure
 
 
-def _least_crowded(ends: Ends) -> Ends:
-    """All curves, or of too many the ones that end highest."""
+def _least_crowded(axis: Axes, ends: Ends, style: Mapping[str, Look]) -> Ends:
+    """All curves, or of too many the highest on average: where all end alike, ends tell nothing."""
     if len(ends) <= CROWD:
         return ends
-    known = {name: end for name, end in ends.items() if end is not None}
-    return dict(sorted(known.items(), key=lambda item: -item[1][1])[:NAMED])
+    means = {line.get_label(): np.nanmean(np.asarray(line.get_ydata(), float)) for line in _curves_of(axis)}
+    known = [name for name, end in ends.items() if end is not None]
+    return {name: ends[name] for name in sorted(known, key=lambda name: -means[style[name].label])[:NAMED]}
+
+
+def _curves_of(axis: Axes) -> list[Line2D]:
+    """The lines that have a method's name, in the order drawn."""
+    return [line for line in axis.lines if not str(line.get_label()).startswith("_")]
 
 
 def _pale_others(axis: Axes, named: set[str]) -> None:
-    """Grey what is not named, and say where its names are."""
-    others = [line for line in axis.lines if not str(line.get_label()).startswith("_")]
-    others = [line for line in others if line.get_label() not in named]
-    for line in others:
-        line.set(color=GREY, alpha=0.35, zorder=1, linewidth=0.8)
+    """Grey what is not named, with its random directions, and say where its names are."""
+    others = {str(line.get_label()) for line in _curves_of(axis)} - named
+    for line in axis.lines:
+        if str(line.get_label()).removeprefix("_") in others:
+            line.set(color=GREY, alpha=0.35, zorder=1, linewidth=0.8)
     if others:
         axis.set_xlabel(f"{axis.get_xlabel()}\npale: {len(others)} others, named in the CSV")
 
@@ -547,15 +555,14 @@ def _draw(
 
 
 def _name_ends(axis: Axes, ends: Ends, style: Mapping[str, Look], inches: float) -> None:
-    """Each curve's name right of the panel, moved apart where they would overlap."""
+    """Each curve's name right of the panel, moved apart where they overlap; of equals the first on top."""
     axis.grid(axis="y")
     low, high = axis.get_ylim()
     axis.set_ylim(low, high)
     left, right = axis.get_xlim()
     axis.set_xlim(left, right)
-    known = sorted(
-        ((end, name) for name, end in ends.items() if end is not None), key=lambda item: item[0][1]
-    )
+    known = [(end, name) for name, end in reversed(list(ends.items())) if end is not None]
+    known.sort(key=lambda item: item[0][1])
     if not known:
         return
     gap = 0.145 * (high - low) / inches
